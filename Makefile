@@ -1,0 +1,49 @@
+# `make serve` and `make test` set up everything they need; so do the others.
+PYTHON ?= python3
+VENV   ?= .venv
+BIN     = $(VENV)/bin
+APP    ?= examples.hello:app
+
+.PHONY: serve test quick check format bench wheel clean
+
+serve: $(VENV)/.ready
+	$(BIN)/python -m trioserve --bind 127.0.0.1:8000 $(APP)
+
+test: $(VENV)/.ready-test
+	rm -f .coverage .coverage.*
+	$(BIN)/python -m pytest --cov --cov-report= $(ARGS)
+	$(BIN)/python -m coverage report --skip-covered --show-missing
+
+quick: $(VENV)/.ready-test
+	$(BIN)/python -m pytest -m "not slow" -x -q $(ARGS)
+
+check: $(VENV)/.ready-lint
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(VENV)/.ready-lint
+	$(BIN)/ruff check --fix-only .
+	$(BIN)/ruff format .
+
+bench: $(VENV)/.ready-bench
+	$(BIN)/python bench/run.py $(ARGS)
+
+wheel: $(VENV)/.ready
+	$(BIN)/pip wheel --quiet --no-deps --wheel-dir dist .
+
+clean:
+	rm -rf $(VENV) build dist .coverage .coverage.* .mypy_cache .pytest_cache .ruff_cache
+
+# The environment. Groups need pip 25.1, so pip comes first.
+$(VENV)/bin/pip:
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --upgrade "pip>=25.1"
+
+$(VENV)/.ready: pyproject.toml | $(VENV)/bin/pip
+	$(BIN)/pip install --quiet --editable .
+	touch $@
+
+$(VENV)/.ready-%: pyproject.toml | $(VENV)/.ready
+	$(BIN)/pip install --quiet --group $*
+	touch $@

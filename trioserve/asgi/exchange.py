@@ -1,0 +1,289 @@
+"""One request and its response as the app sees them: `receive()` and `send()`, and what may follow what.
+
+A protocol in `http/` subclasses `Exchange` and supplies the wire: the methods that begin with `wire_`. The base owns
+the ASGI state tables (https://asgi.readthedocs.io/en/latest/specs/www.html, version 2.5), so that every misuse is a
+named error whatever the protocol, and it owns no bytes.
+
+    response:  NONE -start-> HELD -first body-> STREAMING -last body-> COMPLETE
+                                  \\-only body-----------------------/
+                             (trailers announced: -last body-> TRAILERS -trailers-> COMPLETE)
+
+The head is held until the first body event, so that head and body leave in one write and the framing is known.
+
+Cancellation: a cancelled `receive()` loses no body part, a cancelled `send()` may leave a part of its bytes
+written; the connection that cancelled it closes. Neither is a checkpoint as long as it need not wait; a sender
+that never has to wait is made to yield every few milliseconds.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Iterable
+from typing import Any, NoReturn
+
+import trio
+
+from trioserve.errors import (
+    ClientDisconnected,
+    ConcurrentCall,
+    InvalidResponse,
+    UnexpectedMessage,
+    WrongContentLength,
+)
+from trioserve.structure.context import ConnectionContext, Message
+
+# A sender whose writes never block gives way to the other connections this often (seconds).
+_FAIRNESS_INTERVAL = 0.002
+
+
+class ResponseState(enum.IntEnum):
+    """How far the response is; ordered."""
+
+    #: nothing sent
+    NONE = 0
+    #: `http.response.start` accepted, nothing on the wire
+    HELD = 1
+    #: the head is on the wire, more body may come
+    STREAMING = 2
+    #: the body is complete, trailers were announced
+    TRAILERS = 3
+    #: nothing more may be sent
+    COMPLETE = 4
+
+
+_NONE, _HELD, _STREAMING, _TRAILERS, _COMPLETE = ResponseState
+
+# What the app may send in each state, for the messages of `UnexpectedMessage`.
+_EXPECTED = {
+    _NONE: "'http.response.start'",
+    _HELD: "'http.response.body'",
+    _STREAMING: "'http.response.body'",
+    _TRAILERS: "'http.response.trailers'",
+    _COMPLETE: "nothing: the response is complete",
+}
+
+
+class Exchange:
+    """The two callables of one request, and their state.
+
+    Attributes:
+        connection: the connection it runs on.
+        state: the response's `ResponseState`.
+        status: as sent by the app, or by us on its behalf; None before.
+        head_at: when the head was written (trio's clock), None before.
+        response_bytes: body bytes handed to the transport.
+        gone: the `ClientDisconnected` that this exchange raised, for the boundary to recognise.
+        debug_info: the `info` of an `http.response.debug` event, or None.
+    """
+
+    __slots__ = (
+        "_last_yield", "_receiving", "_request_told", "_sending", "connection", "debug_info", "gone", "head_at",
+        "response_bytes", "state", "status",
+    )  # fmt: skip
+
+    def __init__(self, connection: ConnectionContext) -> None:
+        self.connection = connection
+        self.state = _NONE
+        self.status: int | None = None
+        self.head_at: float | None = None
+        self.response_bytes = 0
+        self.gone: ClientDisconnected | None = None
+        self.debug_info: Any = None
+        self._request_told = False  # the app has been given the end of the request body
+        self._receiving = False
+        self._sending = False
+        self._last_yield = 0.0
+
+    # -- what the app awaits ---------------------------------------------------------------------------------
+
+    async def receive(self) -> Message:
+        """Return the next part of the request body, or `http.disconnect` once there is nothing else to tell.
+
+        Raises:
+            ConcurrentCall: another task is in `receive()` of this request.
+        """
+        if self._receiving:
+            raise ConcurrentCall("receive() was called while another task of the app is waiting in it")
+        if not self._request_told and self.state is not _COMPLETE:
+            message = self.wire_next_body()
+            if message is None:
+                self._receiving = True
+                try:
+                    message = await self.wire_wait_body()
+                finally:
+                    self._receiving = False
+            self._request_told = not message.get("more_body", False)
+            return message
+        # What is already known is told without a checkpoint: frameworks ask from inside a cancelled scope.
+        if self.state is not _COMPLETE and not self.wire_is_peer_gone():
+            self._receiving = True
+            try:
+                await self.wire_wait_disconnect()
+            finally:
+                self._receiving = False
+        return {"type": "http.disconnect"}
+
+    async def send(self, message: Message) -> None:
+        """Accept the app's next event; return once the kernel, or a bounded buffer, has taken its bytes.
+
+        Raises:
+            UnexpectedMessage, InvalidResponse, WrongContentLength: the event may not be sent (the app's bug).
+            ConcurrentCall: another task is in `send()` of this request.
+            ClientDisconnected: the peer has reset the connection, or a write to it has failed.
+        """
+        if self._sending:
+            raise ConcurrentCall("send() was called while another task of the app is waiting in it")
+        try:
+            event = message["type"]
+        except (KeyError, TypeError):
+            raise UnexpectedMessage(f"send() takes a dict with a 'type', not {message!r:.100}") from None
+        state = self.state
+        if event == "http.response.body" and (state is _STREAMING or state is _HELD):
+            more = message.get("more_body", False)
+            body = message.get("body", b"")
+            try:
+                blocked = self.wire_send_body(body, more)
+            except OSError as error:
+                self.raise_disconnected(error)
+            except TypeError:
+                raise UnexpectedMessage(f"'body' must be bytes, not {type(body).__name__}") from None
+            if blocked:
+                await self._flush()
+            elif more:
+                await self._give_way()
+        elif event == "http.response.start" and state is _NONE:
+            if self.connection.transport.broken is not None:
+                self._check_connected()
+            try:
+                status = message["status"]
+            except KeyError:
+                raise UnexpectedMessage("'http.response.start' needs a 'status'") from None
+            self.wire_start(status, message.get("headers", ()), message.get("trailers", False))
+            self.status = status
+            self.state = _HELD
+        else:
+            await self._send_rarer(event, message)
+
+    # -- the other events ------------------------------------------------------------------------------------
+
+    async def _send_rarer(self, event: object, message: Message) -> None:
+        state = self.state
+        if event == "http.response.trailers" and state is _TRAILERS:
+            # Sent in one piece with the end of the body: more_trailers only collects.
+            self.wire_add_trailers(message.get("headers", ()))
+            if not message.get("more_trailers", False):
+                await self._write(self.wire_end_trailers)
+        elif event == "http.response.early_hint" and state is _NONE:
+            self._check_connected()
+            links = message.get("links", ())
+            await self._write(lambda: self.wire_interim(103, [(b"link", link) for link in links]))
+        elif (
+            event == "http.response.debug"
+            and state is _NONE
+            and self.connection.worker.config.debug_extension
+        ):
+            self.debug_info = message.get("info")
+        else:
+            self._refuse_event(event, state)
+
+    def _refuse_event(self, event: object, state: ResponseState) -> NoReturn:
+        if state is _COMPLETE and str(event).startswith("http.response."):
+            self._check_connected()
+        raise UnexpectedMessage(
+            f"send() got {event!r} while the response is {state.name.lower()}; expected {_EXPECTED[state]}"
+        )
+
+    async def _write(self, write: Any) -> None:
+        try:
+            blocked = write()
+        except OSError as error:
+            self.raise_disconnected(error)
+        if blocked:
+            await self._flush()
+
+    # -- waiting ---------------------------------------------------------------------------------------------
+
+    async def _flush(self) -> None:
+        self._sending = True
+        try:
+            await self.wire_flush()
+        except OSError as error:
+            self.raise_disconnected(error)
+        finally:
+            self._sending = False
+
+    async def _give_way(self) -> None:
+        now = self.connection.worker.clock()
+        if now - self._last_yield > _FAIRNESS_INTERVAL:
+            if self._last_yield:
+                await trio.lowlevel.checkpoint()
+            self._last_yield = now
+
+    def _check_connected(self) -> None:
+        broken = self.connection.transport.broken
+        if broken is not None:
+            self.raise_disconnected(broken)
+
+    def raise_disconnected(self, error: OSError) -> NoReturn:
+        """Turn a broken connection into the one error that the boundary knows by identity."""
+        if self.gone is None:
+            self.gone = ClientDisconnected(error.errno, f"the client is gone ({error.strerror or error})")
+        raise self.gone from error
+
+    # -- what the protocol supplies --------------------------------------------------------------------------
+
+    def wire_next_body(self) -> Message | None:
+        """The next `http.request` message if it is here already, else None."""
+        raise NotImplementedError
+
+    async def wire_wait_body(self) -> Message:
+        """Wait for the next part of the body; `http.disconnect` if the peer leaves first."""
+        raise NotImplementedError
+
+    def wire_is_peer_gone(self) -> bool:
+        """Whether the peer is known, without waiting, to have sent FIN or RST."""
+        raise NotImplementedError
+
+    async def wire_wait_disconnect(self) -> None:
+        """Wait for the peer to leave or the response to be complete."""
+        raise NotImplementedError
+
+    def wire_start(self, status: int, headers: Iterable[tuple[bytes, bytes]], trailers: bool) -> None:
+        """Check and hold the response head."""
+        raise NotImplementedError
+
+    def wire_send_body(self, body: bytes, more: bool) -> bool:
+        """Write a part of the body (with the head if it is still held) and move `state`; True if it would block."""
+        raise NotImplementedError
+
+    async def wire_flush(self) -> None:
+        """Wait until what `wire_…` could not write has been taken by the kernel."""
+        raise NotImplementedError
+
+    def wire_interim(self, status: int, headers: Iterable[tuple[bytes, bytes]]) -> bool:
+        """Write an interim (1xx) response; True if it would block."""
+        raise NotImplementedError
+
+    def wire_add_trailers(self, headers: Iterable[tuple[bytes, bytes]]) -> None:
+        """Check and collect trailer fields."""
+        raise NotImplementedError
+
+    def wire_end_trailers(self) -> bool:
+        """Write the collected trailers and the end of the response; True if it would block."""
+        raise NotImplementedError
+
+
+def check_body_length(sent: int, expected: int | None, final: bool) -> None:
+    """Hold the body against the Content-Length the app declared, before the excess or the end is written.
+
+    Raises:
+        WrongContentLength: more than `expected` bytes, or fewer at the end.
+    """
+    if expected is not None and (sent > expected or (final and sent < expected)):
+        relation = "more than" if sent > expected else "only"
+        raise WrongContentLength(f"the body has {relation} {sent} bytes where content-length says {expected}")
+
+
+def invalid_header(name: object, value: object, why: str) -> InvalidResponse:
+    """The error for a response field that may not be sent; shows the name, and the value only by its type."""
+    return InvalidResponse(f"response header {name!r:.80} ({type(value).__name__} value): {why}")

@@ -1,0 +1,51 @@
+"""The ASGI http scope of one request (https://asgi.readthedocs.io/en/latest/specs/www.html, version 2.5)."""
+
+from __future__ import annotations
+
+from urllib.parse import unquote
+
+from trioserve.structure.context import ConnectionContext, Scope
+
+
+def http_scope(
+    connection: ConnectionContext,
+    method: str,
+    target: bytes,
+    http_version: str,
+    headers: list[tuple[bytes, bytes]],
+    extensions: dict[str, dict[object, object]],
+) -> Scope:
+    """Build the scope for one request.
+
+    Args:
+        connection: where it came from.
+        method: upper-case request method.
+        target: path and query in origin-form, or `*`; already checked to be printable ASCII.
+        http_version: "1.0", "1.1" or "2".
+        headers: names in lower case (unless the operator asked for raw ones), order and duplicates kept.
+        extensions: what this protocol offers for this request; fresh, too.
+
+    `path` is decoded from percent-encoding as UTF-8 with U+FFFD for what is no UTF-8; `raw_path` has the bytes.
+    Dictionaries are fresh for each request, since apps and middleware write to them.
+    """
+    worker = connection.worker
+    raw_path, _, query = target.partition(b"?")
+    path = raw_path.decode("ascii")
+    if "%" in path:
+        path = unquote(path)
+    return {
+        "type": "http",
+        "asgi": {"version": "3.0", "spec_version": "2.5"},
+        "http_version": http_version,
+        "method": method,
+        "scheme": connection.scheme,
+        "path": path,
+        "raw_path": raw_path,
+        "query_string": query,
+        "root_path": worker.root_path,
+        "headers": headers,
+        "client": connection.client,
+        "server": connection.server,
+        "state": worker.state.copy(),
+        "extensions": extensions,
+    }

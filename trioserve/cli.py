@@ -1,0 +1,257 @@
+"""The command: from arguments to a `Config`, and from there to a worker.
+
+Called by the `trioserve` script and by `python -m trioserve`. The flags, their help and their checks are made
+from `trioserve.config.SETTINGS`; nothing about a setting is written here. Whatever goes wrong before a worker
+runs ends with one message on stderr and the exit code of its error (2 usage, 4 app not found, 78
+configuration), never with a traceback of ours.
+"""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import itertools
+import logging
+import os
+import platform
+import sys
+import traceback
+from collections.abc import Mapping, Sequence
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any, Literal, NoReturn
+
+from trioserve.config import SETTINGS, Config, Setting, load_config
+from trioserve.config.settings import default_with_unit, nearest_setting
+from trioserve.config.sources import CONFIG_VARIABLE, config_as_toml
+from trioserve.errors import EXIT_OK, AppNotFound, TrioserveError, UsageError
+
+Wish = Literal["serve", "print", "check"]
+
+_EXAMPLE = "for example: trioserve --bind 0.0.0.0:8000 myapp.main:app"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command and return its exit code."""
+    try:
+        return _run(sys.argv[1:] if argv is None else argv)
+    except TrioserveError as error:
+        _explain(error)
+        return error.exit_code
+    except SystemExit as exit_:  # --help and --version, which argparse ends with
+        if exit_.code is None or isinstance(exit_.code, int):
+            return exit_.code or EXIT_OK
+        raise
+
+
+def _run(argv: Sequence[str]) -> int:
+    config, wish = configure(argv, os.environ)
+    if wish == "print":
+        print(config_as_toml(config), end="")
+    config.validate()
+    if wish == "print":
+        return EXIT_OK
+    if wish == "check":
+        for level, text in config.advice():
+            print(f"{logging.getLevelName(level).lower()}: {text}", file=sys.stderr)
+        print("configuration is valid")
+        return EXIT_OK
+    if not config.application_path:
+        raise UsageError(f"no application given; {_EXAMPLE}")
+    # The worker pulls in the protocols: not wanted for --help, nor when the configuration is wrong.
+    from trioserve.worker.command import run_command
+
+    return run_command(config, config.application_path)
+
+
+def configure(argv: Sequence[str], environment: Mapping[str, str]) -> tuple[Config, Wish]:
+    """What the arguments, the environment and the configuration file say, and what is to be done with it."""
+    flags = _parse(argv)
+    path = flags.pop("config", None)
+    wish: Wish = flags.pop("wish", "serve")
+    return load_config(flags, environment, path), wish
+
+
+def _explain(error: TrioserveError) -> None:
+    cause = error.__cause__
+    if isinstance(error, AppNotFound) and cause is not None:
+        # What the app raised while it was imported is what its author needs to see.
+        traceback.print_exception(cause, file=sys.stderr)
+    for line in str(error).splitlines():
+        print(f"trioserve: {line}", file=sys.stderr)
+    if isinstance(error, UsageError):
+        print("trioserve: try --help", file=sys.stderr)
+
+
+# -- arguments ----------------------------------------------------------------------------------------------
+
+
+def _parse(argv: Sequence[str]) -> dict[str, Any]:
+    parser = build_parser()
+    found, extra = parser.parse_known_args(list(argv))
+    flags = vars(found)
+    for argument in extra:
+        # Before the others: what an unknown flag was given looks like a second application.
+        if argument.startswith("-") and argument != "-":
+            raise UsageError(f"unknown flag {argument.partition('=')[0]}{_flag_hint(parser, argument)}")
+    if extra:
+        raise UsageError(f"only one application can be served, but there is also {extra[0]!r}")
+    if flags.get("application_path") is None:
+        flags.pop("application_path", None)
+    return flags
+
+
+def _flag_hint(parser: argparse.ArgumentParser, argument: str) -> str:
+    wanted = argument.partition("=")[0]
+    known = [flag for action in parser._actions for flag in action.option_strings]
+    near = [flag for flag in known if len(wanted) > 3 and flag.startswith(wanted)]  # hypercorn takes prefixes
+    near = near or difflib.get_close_matches(wanted, known, 1)
+    if not near:
+        name = nearest_setting(wanted.lstrip("-"))
+        near = [setting.main_flag for setting in SETTINGS if setting.name == name]
+    return f"; did you mean {near[0]}?" if near else ""
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The parser of the command line, written from the table of settings."""
+    parser = _Parser(
+        prog="trioserve",
+        usage="trioserve [flags] module:app",
+        description="Serve an ASGI or WSGI application on trio.",
+        epilog=_epilog(),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        argument_default=argparse.SUPPRESS,
+        allow_abbrev=False,
+        add_help=False,
+    )
+    _add_command_flags(parser)
+    for topic, settings in itertools.groupby(SETTINGS, key=lambda setting: setting.topic):
+        group = parser.add_argument_group(topic)
+        for setting in settings:
+            if not setting.positional:
+                _add_flags(group, setting)
+    return parser
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(message)
+
+
+def _add_command_flags(parser: argparse.ArgumentParser) -> None:
+    # None, not SUPPRESS: argparse gives an absent optional positional its default in any case.
+    parser.add_argument(
+        "application_path",
+        nargs="?",
+        default=None,
+        metavar="application",
+        help="module:attribute, module (then the attribute is app), path/file.py:attribute, or "
+        "module:factory(), optionally with asgi: or wsgi: in front",
+    )
+    group = parser.add_argument_group("Command")
+    group.add_argument(
+        "-c",
+        "--config",
+        metavar="SOURCE",
+        help="configuration: file.toml, file:file.py or python:module[.object] "
+        f"(environment: {CONFIG_VARIABLE})",
+    )
+    group.add_argument(
+        "--check-config",
+        dest="wish",
+        action="store_const",
+        const="check",
+        help="check the configuration without loading the app, and exit",
+    )
+    group.add_argument(
+        "--print-config",
+        dest="wish",
+        action="store_const",
+        const="print",
+        help="print all settings and where each came from, as TOML, and exit",
+    )
+    group.add_argument("--version", action=_Version, nargs=0, help="print versions and exit")
+    group.add_argument("-h", "--help", action="help", help="show this text and exit")
+
+
+def _add_flags(group: argparse._ArgumentGroup, setting: Setting) -> None:
+    if setting.kind.is_switch:
+        options: dict[str, Any] = {"action": argparse.BooleanOptionalAction}
+    else:
+        options = {"type": _converter(setting), "metavar": setting.kind.metavar.replace("%", "%%")}
+        if setting.kind.is_list:
+            options["action"] = "append"
+    if setting.option_strings:
+        group.add_argument(*setting.option_strings, dest=setting.name, help=_help(setting), **options)
+    if setting.deprecated_flags:
+        # Only hypercorn's cert_reqs has no flag but an old one.
+        now = setting.option_strings[0] if setting.option_strings else "--verify-mode"
+        group.add_argument(
+            *setting.deprecated_flags,
+            action=_Deprecated,
+            dest=setting.name,
+            const=now,
+            help=f"deprecated: use {now}",
+            **options,
+        )
+
+
+class _Deprecated(argparse.Action):
+    """Take the value, and say what the flag is called now (`const`)."""
+
+    def __call__(self, _: Any, namespace: Any, values: Any, option_string: str | None = None) -> None:
+        print(f"trioserve: warning: {option_string} is deprecated, use {self.const}", file=sys.stderr)
+        setattr(namespace, self.dest, values)
+
+
+class _Version(argparse.Action):
+    """Print the versions that a bug report needs."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> None:
+        print(_versions())
+        parser.exit()
+
+
+def _converter(setting: Setting) -> Any:
+    def convert(text: str) -> Any:
+        try:
+            return setting.kind.parse_flag(text)
+        except ValueError as error:
+            raise argparse.ArgumentTypeError(f"{text!r}: {error}") from error
+
+    return convert
+
+
+def _help(setting: Setting) -> str:
+    notes = [f"default {default_with_unit(setting)}"]
+    if "--" + setting.name.replace("_", "-") not in setting.option_strings:
+        notes.insert(0, f"setting {setting.name}")
+    if setting.refused and setting.refused_when is None:
+        notes[-1] = f"refused: {setting.refused}"
+    elif setting.without_effect:
+        notes.append(f"no effect: {setting.without_effect}")
+    return f"{setting.help} ({'; '.join(notes)})".replace("%", "%%")
+
+
+def _epilog() -> str:
+    textless = [s.name for s in SETTINGS if not s.option_strings + s.deprecated_flags]
+    return (
+        "Each source overrides the one before: configuration file, environment (TRIOSERVE_ and the name\n"
+        "of the setting in capitals; lists with commas), flags. Durations are seconds, sizes are bytes.\n"
+        f"Settings without a flag: {', '.join(textless)}.\n"
+        "Exit codes: 0 stopped, 2 usage, 3 could not start, 4 app not found, 71 socket, 75 to be replaced\n"
+        "after an error of the app, 78 configuration."
+    )
+
+
+def _versions() -> str:
+    def of(package: str) -> str:
+        try:
+            return version(package)
+        except PackageNotFoundError:
+            return "absent"
+
+    import trioserve
+
+    python = f"{platform.python_implementation()} {platform.python_version()}"
+    parts = ", ".join(f"{package} {of(package)}" for package in ("trio", "h11", "httptools", "hypercorn"))
+    return f"trioserve {trioserve.__version__} ({parts}; {python} on {platform.system()})"

@@ -1,0 +1,124 @@
+"""What only shows in a whole `Config`: combinations that cannot be, wishes that are refused, and advice.
+
+Called by `Config.validate` and `Config.advice`. `resolve_exceptions` is for the worker, once the app's code
+can be imported.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING
+
+from trioserve.config.provenance import Origin
+from trioserve.config.settings import BY_NAME, SETTINGS
+from trioserve.config.text_values import import_named
+from trioserve.errors import ConfigError
+
+if TYPE_CHECKING:
+    from trioserve.config.config import Config
+
+Advice = tuple[int, str]
+
+
+def warning(text: str) -> Advice:
+    """Advice at WARNING."""
+    return logging.WARNING, text
+
+
+def find_problems(config: Config, *, library: bool) -> list[str]:
+    """Everything that makes this configuration impossible to serve, one line each."""
+    return [*_wrong_values(config), *_refused(config, library=library), *_contradictions(config)]
+
+
+def _wrong_values(config: Config) -> Iterator[str]:
+    # Assignments were checked; class attributes, lists changed in place and derived values were not.
+    for setting in SETTINGS:
+        if setting.write_only:
+            continue
+        value = getattr(config, setting.name)
+        try:
+            setting.kind.check(value)
+        except ValueError as error:
+            yield f"{config.source_of(setting.name).describe(setting.name, value, setting)}: {error}"
+
+
+def _refused(config: Config, *, library: bool) -> Iterator[str]:
+    for setting in SETTINGS:
+        if setting.write_only or (library and not setting.refused_in_library):
+            continue
+        value = getattr(config, setting.name)
+        if setting.is_refused(value):
+            described = config.source_of(setting.name).describe(setting.name, value, setting)
+            yield f"{described}: {setting.refused}"
+
+
+def _contradictions(config: Config) -> Iterator[str]:
+    worker_class = config.source_of("worker_class")
+    if config.worker_class != "trio" and worker_class.origin not in (Origin.FILE, Origin.HYPERCORN):
+        described = worker_class.describe("worker_class", config.worker_class)
+        yield f"{described}: trioserve always runs trio: remove it, or say trio"
+    target = config.source_of("max_target_size")
+    if config.max_target_size > config.max_head_size and target.origin is not Origin.DEFAULT:
+        yield (
+            f"{target.describe('max_target_size', config.max_target_size)}: a target is part of the head, "
+            f"so it cannot be "
+            f"larger than max_head_size = {config.max_head_size} ({config.source_of('max_head_size')})"
+        )
+    both = [name for name in config.contain_errors if name in config.fatal_errors]
+    if both:
+        yield f"contain_errors and fatal_errors both name {both[0]!r}: an error can be one or the other"
+
+
+def find_advice(config: Config, *, library: bool) -> list[Advice]:
+    """What is accepted but does not do what one might think."""
+    found = [(logging.INFO, text) for text in _without_effect(config)]
+    found += [warning(text) for text in _surprises(config, library=library)]
+    return found
+
+
+def _without_effect(config: Config) -> Iterator[str]:
+    for setting in SETTINGS:
+        value = None if setting.write_only else getattr(config, setting.name)
+        if setting.without_effect and value != setting.default:
+            described = config.source_of(setting.name).describe(setting.name, value, setting)
+            yield f"{described} has no effect: {setting.without_effect}"
+    if config.max_concurrent_requests is None:
+        for name in ("request_queue_size", "request_queue_timeout"):
+            if getattr(config, name) != BY_NAME[name].default:
+                yield f"{config.source_of(name).place(name)} has no effect without max_concurrent_requests"
+    head = config.source_of("max_head_size")
+    if head.origin is Origin.DERIVED:
+        yield f"max_head_size is {config.max_head_size}, taken from {head.detail}"
+
+
+def _surprises(config: Config, *, library: bool) -> Iterator[str]:
+    if config.worker_class != "trio":
+        described = config.source_of("worker_class").describe("worker_class", config.worker_class)
+        yield f"{described} is ignored: trioserve always runs trio"
+    if config.logconfig is not None and config.logconfig_dict is not None:
+        yield "logconfig_dict is ignored because logconfig is given"
+    if library:
+        for setting in SETTINGS:
+            if not setting.refused_in_library and setting.is_refused(value := getattr(config, setting.name)):
+                yield f"{setting.name} = {setting.show(value)} is ignored by serve(): it is for the command"
+
+
+def resolve_exceptions(
+    names: Iterable[str | type[BaseException]], setting: str = "contain_errors"
+) -> tuple[type[BaseException], ...]:
+    """Import the exception classes that `contain_errors` or `fatal_errors` names.
+
+    Call it once the app's directory is on `sys.path`. `ConfigError` says which name is wrong, and how.
+    """
+    classes: list[type[BaseException]] = []
+    for name in names:
+        try:
+            # A bare name is a builtin's; "package.Class" is taken as a dotted path.
+            found = import_named(name) if isinstance(name, str) else name
+        except ValueError as error:
+            raise ConfigError(f"{setting}: {error}") from error
+        if not isinstance(found, type) or not issubclass(found, BaseException):
+            raise ConfigError(f"{setting}: {name!r} is {type(found).__name__}, not an exception class")
+        classes.append(found)
+    return tuple(classes)

@@ -1,0 +1,127 @@
+"""Reading configuration files and objects: from TOML, Python files and Python modules to names and values.
+
+Called by `Config`'s loaders. Every failure is a `ConfigError` that names the file, and the line where there
+is one. Which names of a Python file count: the settings, and any other plain lower-case value, which is then
+an unknown setting. Names that start with `_`, in capitals, and modules, classes, functions and other objects
+are helpers of the file.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import os
+import sys
+import tomllib
+import traceback
+from pathlib import Path
+from typing import Any
+
+import hypercorn.config
+
+from trioserve.config.settings import BY_NAME
+from trioserve.errors import ConfigError
+
+FilePath = bytes | str | os.PathLike[str] | os.PathLike[bytes]
+
+_PLAIN = (bool, int, float, str, bytes, list, tuple, dict, set, type(None))
+
+
+def read_toml(filename: FilePath) -> dict[str, Any]:
+    """The top level of a TOML file."""
+    path = os.fsdecode(filename)
+    try:
+        return tomllib.loads(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise _unreadable(path, error) from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: not valid TOML: {error}") from error
+
+
+def run_pyfile(filename: FilePath) -> object:
+    """Run a Python file and return its module, which is not put into `sys.modules`."""
+    path = os.fsdecode(filename)
+    spec = importlib.util.spec_from_loader(
+        "trioserve_config_file", importlib.machinery.SourceFileLoader("trioserve_config_file", path)
+    )
+    if spec is None or spec.loader is None:  # pragma: no cover (a loader was given)
+        raise ConfigError(f"{path}: not a Python file")
+    module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+    except OSError as error:
+        if error.filename != path:
+            raise _raised(path, error) from error
+        raise _unreadable(path, error) from error
+    except Exception as error:
+        raise _raised(path, error) from error
+    return module
+
+
+def import_object(name: str) -> object:
+    """What "module" or "module.object" names; the working directory is searched too, for console scripts."""
+    here = str(Path.cwd())
+    if here not in sys.path and "" not in sys.path:
+        sys.path.insert(0, here)
+    parent, _, attribute = name.rpartition(".")
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        if error.name is None or not (name == error.name or name.startswith(f"{error.name}.")):
+            raise _raised(f"python:{name}", error) from error
+        missing = error.name
+    except Exception as error:
+        raise _raised(f"python:{name}", error) from error
+    if not parent or missing != name:
+        raise ConfigError(f"python:{name}: no module named {missing!r} in {here} or elsewhere on sys.path")
+    module = import_object(parent)
+    if not hasattr(module, attribute):
+        raise ConfigError(f"python:{name}: module {parent!r} has no attribute {attribute!r}")
+    found: object = getattr(module, attribute)
+    return found
+
+
+def plain_attributes(found: object) -> dict[str, Any]:
+    """The settings of a module or object, and the plain values that look like one."""
+    attributes = {name: getattr(found, name) for name in dir(found) if not name.startswith("_")}
+    return {
+        name: value for name, value in attributes.items() if name in BY_NAME or is_plain_setting(name, value)
+    }
+
+
+def is_plain_setting(name: str, value: object) -> bool:
+    """Whether a name and its value can only be meant as a setting."""
+    return not name.startswith("_") and name == name.lower() and type(value) in _PLAIN
+
+
+def shouted_settings(found: object) -> list[tuple[str, str]]:
+    """Names in capitals that would be settings in lower case, and those settings."""
+    return [(name, name.lower()) for name in dir(found) if name != name.lower() and name.lower() in BY_NAME]
+
+
+def given_to_hypercorn(config: hypercorn.config.Config) -> set[str]:
+    """The public names that the owner of a hypercorn Config has set, on it or in a subclass."""
+    base = hypercorn.config.Config
+    names = set(vars(config))
+    for owner in type(config).__mro__:
+        if not issubclass(base, owner):
+            names |= {
+                name
+                for name, value in vars(owner).items()
+                if name in BY_NAME or is_plain_setting(name, value)
+            }
+    # Properties keep what was set under `_name`.
+    properties = {f"_{name}": name for name, value in vars(base).items() if isinstance(value, property)}
+    return {properties.get(name, name) for name in names} - {"log"} - {n for n in names if n.startswith("_")}
+
+
+def _unreadable(path: str, error: OSError) -> ConfigError:
+    return ConfigError(f"{path}: cannot read the configuration file: {error.strerror or error}")
+
+
+def _raised(label: str, error: Exception) -> ConfigError:
+    if isinstance(error, SyntaxError):
+        return ConfigError(f"{label}: {error.filename}:{error.lineno}: {error.msg}")
+    frames = traceback.extract_tb(error.__traceback__)
+    where = f"{frames[-1].filename}:{frames[-1].lineno}: " if frames else ""
+    return ConfigError(f"{label}: {where}{type(error).__name__}: {error}")

@@ -1,0 +1,94 @@
+"""Putting a `Config` together from its sources: file, then environment, then flags; and showing the result.
+
+Called by the command line.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping
+from typing import Any
+
+from trioserve.config.config import Config
+from trioserve.config.provenance import Origin, Source
+from trioserve.config.setting import ENVIRONMENT_PREFIX
+from trioserve.config.settings import BY_NAME, SETTINGS, did_you_mean
+from trioserve.errors import ConfigError
+
+# Names the file, so it can be no setting of one.
+CONFIG_VARIABLE = ENVIRONMENT_PREFIX + "CONFIG"
+
+
+def load_config(
+    flags: Mapping[str, Any], environment: Mapping[str, str], config_path: str | None = None
+) -> Config:
+    """The configuration of a command.
+
+    Args:
+        flags: setting names and the values that the command line gave them; they win over all else.
+        environment: `TRIOSERVE_<SETTING>` variables win over the file; `TRIOSERVE_CONFIG` names the file when
+            `config_path` does not. Other names are not looked at.
+        config_path: `x.toml`, `file:x.py` or `python:module[.object]`.
+    """
+    config = read_config(config_path or environment.get(CONFIG_VARIABLE))
+    problems = _apply_environment(config, environment)
+    if problems:
+        raise ConfigError("\n".join(problems))
+    for name, value in flags.items():
+        label = BY_NAME[name].main_flag if name in BY_NAME else name
+        config.assign(name, value, Source(Origin.FLAG, label))
+    return config
+
+
+def read_config(path: str | None) -> Config:
+    """The file's part of a configuration; all defaults without a file."""
+    if not path:
+        return Config()
+    if path.startswith("python:"):
+        return Config.from_object(path.removeprefix("python:"))
+    if path.startswith("file:"):
+        return Config.from_pyfile(path.removeprefix("file:"))
+    return Config.from_toml(path)
+
+
+def _apply_environment(config: Config, environment: Mapping[str, str]) -> list[str]:
+    problems = []
+    for variable, text in sorted(environment.items()):
+        if not variable.startswith(ENVIRONMENT_PREFIX) or variable == CONFIG_VARIABLE:
+            continue
+        name = variable.removeprefix(ENVIRONMENT_PREFIX).lower()
+        setting = BY_NAME.get(name)
+        source = Source(Origin.ENVIRONMENT, variable)
+        if setting is None:
+            hint = did_you_mean(name, ENVIRONMENT_PREFIX)
+            problems.append(f"{source.describe(name, text)}: unknown setting{hint}")
+        elif not setting.kind.from_text:
+            problems.append(
+                f"{source.place(name)}: cannot be given as text: put it into a configuration file"
+            )
+        else:
+            try:
+                config.assign(name, setting.kind.parse(text), source)
+            except ValueError as error:
+                problems.append(f"{source.describe(name, text, setting)}: {error}")
+    return problems
+
+
+def config_as_toml(config: Config) -> str:
+    """Every value in force with its source, as a file that `--config` takes; secrets are masked."""
+    lines: list[str] = []
+    for topic, settings in itertools.groupby(SETTINGS, key=lambda setting: setting.topic):
+        lines += ["", f"# {topic}"]
+        for setting in settings:
+            if setting.write_only:
+                continue
+            value = getattr(config, setting.name)
+            source = str(config.source_of(setting.name)).replace("\n", " ")
+            toml = setting.kind.to_toml(value)
+            if setting.secret and value is not None:
+                lines.append(f"# {setting.name} = ***  # {source}; masked")
+            elif toml is None:
+                lines.append(f"# {setting.name}: {setting.show(value)}  # {source}; TOML cannot say it")
+            else:
+                lines.append(f"{setting.name} = {toml}  # {source}")
+    return "\n".join(lines[1:]) + "\n"

@@ -1,0 +1,298 @@
+"""The kinds of value that are text, lists of text, or named objects. See `values.py`."""
+
+from __future__ import annotations
+
+import difflib
+import enum
+import importlib
+import logging
+import os
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import hypercorn.logging
+
+from trioserve.config.values import Kind, as_toml
+
+
+class Text(Kind):
+    """A string; with `optional`, None and the empty string both mean "not set" and settle as None."""
+
+    def __init__(self, *, optional: bool = False, metavar: str = "TEXT") -> None:
+        self.optional = optional
+        self.metavar = metavar
+
+    @property
+    def expects(self) -> str:
+        """Text, or a path."""
+        return ("a path" if self.metavar == "PATH" else "text") + (' ("" for none)' if self.optional else "")
+
+    def check(self, value: Any) -> Any:
+        """Take paths too where a path is meant."""
+        if self.metavar == "PATH" and isinstance(value, os.PathLike):
+            value = os.fspath(value)
+        if self.optional and (value is None or value == ""):
+            return None
+        if not isinstance(value, str):
+            raise self._refuse()
+        if "\0" in value:
+            raise self._refuse("it may not contain a NUL character")
+        return value
+
+    def to_toml(self, value: Any) -> str | None:
+        """Write None as the empty string."""
+        return '""' if value is None else as_toml(value)
+
+
+class LogTarget(Text):
+    """A path, "-" for the standard stream, nothing, or (from Python) a `logging.Logger`."""
+
+    def __init__(self) -> None:
+        super().__init__(optional=True, metavar="PATH")
+
+    expects = 'a path, "-" for the standard stream, "" for none, or a logging.Logger'
+
+    def check(self, value: Any) -> Any:
+        """Let a logger through as it is."""
+        return value if isinstance(value, logging.Logger) else super().check(value)
+
+
+class HostPort(Text):
+    """`host:port`, or nothing."""
+
+    def __init__(self) -> None:
+        super().__init__(optional=True, metavar="HOST:PORT")
+
+    expects = 'host:port, such as "127.0.0.1:8125"'
+
+    def check(self, value: Any) -> Any:
+        """Split at the last colon."""
+        value = super().check(value)
+        if value is not None:
+            host, _, port = value.rpartition(":")
+            if not host or not port.isascii() or not port.isdigit() or not 0 < int(port) < 65536:
+                raise self._refuse()
+        return value
+
+
+class Choice(Kind):
+    """One of a few words."""
+
+    def __init__(self, *words: str) -> None:
+        self.words = words
+        self.metavar = "|".join(words)
+
+    @property
+    def expects(self) -> str:
+        """The words."""
+        return "one of " + ", ".join(self.words)
+
+    def check(self, value: Any) -> Any:
+        """Take the word in any case."""
+        if not isinstance(value, str):
+            raise self._refuse()
+        word = value.strip().lower()
+        if word not in self.words:
+            near = difflib.get_close_matches(word, self.words, 1)
+            raise self._refuse(f"did you mean {near[0]}?" if near else "")
+        return word
+
+
+class LogLevel(Kind):
+    """The name of a logging level, in any case, those that the program added included."""
+
+    metavar = "LEVEL"
+
+    @property
+    def expects(self) -> str:
+        """The levels."""
+        return "a logging level: " + ", ".join(sorted(logging.getLevelNamesMapping()))
+
+    def check(self, value: Any) -> Any:
+        """Keep the spelling: hypercorn's loggers upper-case it themselves."""
+        if not isinstance(value, str) or value.upper() not in logging.getLevelNamesMapping():
+            raise self._refuse()
+        return value
+
+
+class TextList(Kind):
+    """A list of strings; one bare string is a list of one, as for hypercorn's binds."""
+
+    is_list = True
+
+    def __init__(self, metavar: str = "TEXT", *, pattern: str = "", expects: str = "a list of text") -> None:
+        self.metavar = metavar
+        self.pattern = re.compile(pattern) if pattern else None
+        self._expects = expects
+
+    @property
+    def expects(self) -> str:
+        """What each item must be."""
+        return self._expects
+
+    def check(self, value: Any) -> Any:
+        """Settle as a list of its own, so that nobody changes the default of others."""
+        items = [value] if isinstance(value, str) else value
+        if not isinstance(items, Iterable) or isinstance(items, Mapping | bytes):
+            raise self._refuse()
+        return [self.check_item(item) for item in items]
+
+    def check_item(self, item: Any) -> Any:
+        """One item."""
+        if not isinstance(item, str):
+            raise self._refuse(f"{item!r} is {type(item).__name__}")
+        if self.pattern is not None and not self.pattern.fullmatch(item):
+            raise self._refuse(f"{item!r} is not")
+        return item
+
+    def parse(self, text: str) -> Any:
+        """Split at commas."""
+        return self.check([item for part in text.split(",") if (item := part.strip())])
+
+    def parse_flag(self, text: str) -> Any:
+        """One occurrence is one item, commas and all."""
+        return self.check_item(text)
+
+
+class Binds(TextList):
+    """Addresses to listen on, in hypercorn's spellings; only the spelling is checked here."""
+
+    def __init__(self) -> None:
+        super().__init__("ADDRESS", expects="host:port, host, [v6]:port, unix:path or fd://number")
+
+    def check_item(self, item: Any) -> Any:
+        """Refuse what hypercorn would take for a host name with port 8000."""
+        super().check_item(item)
+        if item.startswith("unix:"):
+            good = len(item) > len("unix:")
+        elif item.startswith("fd://"):
+            good = _is_number(item[len("fd://") :])
+        else:
+            host, colon, port = item.rpartition(":")
+            bare = not colon or item.endswith("]") or (":" in host and "[" not in host)
+            good = bool(item.strip()) if bare else bool(host) and _is_number(port) and int(port) < 65536
+        if not good:
+            raise self._refuse(f"{item!r} is not")
+        return item
+
+
+class ErrorClasses(TextList):
+    """Exception classes: "module:Class", a bare name for builtins, or (from Python) the class itself."""
+
+    def __init__(self) -> None:
+        # Only the spelling: the app's code, which may hold the class, cannot be imported yet.
+        super().__init__(
+            "MODULE:CLASS",
+            pattern=r"(?:[^\W\d][\w.]*:)?[^\W\d][\w.]*",
+            expects='a list of exceptions such as "ValueError" or "myapp.errors:Overloaded"',
+        )
+
+    def check(self, value: Any) -> Any:
+        """A single class is a list of one."""
+        return super().check([value] if isinstance(value, type) else value)
+
+    def check_item(self, item: Any) -> Any:
+        """Let exception classes through."""
+        if isinstance(item, type) and issubclass(item, BaseException):
+            return item
+        return super().check_item(item)
+
+    def to_toml(self, value: Any) -> str | None:
+        """Write classes by name."""
+        return as_toml(
+            [
+                x if isinstance(x, str) else f"{x.__module__}:{x.__qualname__}".removeprefix("builtins:")
+                for x in value
+            ]
+        )
+
+
+class Table(Kind):
+    """A dictionary or nothing; files and Python only."""
+
+    from_text = False
+    expects = "a table (dict)"
+
+    def check(self, value: Any) -> Any:
+        """Settle as a dict or None."""
+        if value is None:
+            return None
+        if not isinstance(value, Mapping):
+            raise self._refuse()
+        return dict(value)
+
+
+class LoggerClass(Kind):
+    """A class with the contract of `hypercorn.logging.Logger`, itself or as "module:Class"."""
+
+    metavar = "MODULE:CLASS"
+    expects = 'a class derived from hypercorn.logging.Logger, or its name as "module:Class"'
+
+    def check(self, value: Any) -> Any:
+        """Import the class when it is given by name."""
+        if isinstance(value, str):
+            value = import_named(value)
+        if not isinstance(value, type) or not issubclass(value, hypercorn.logging.Logger):
+            raise self._refuse()
+        return value
+
+    def to_toml(self, value: Any) -> str | None:
+        """Write the name."""
+        return as_toml(f"{value.__module__}:{value.__qualname__}")
+
+
+class EnumMember(Kind):
+    """A member of an enum by itself, name or number; None when not set."""
+
+    metavar = "NAME"
+
+    def __init__(self, members: type[enum.Enum]) -> None:
+        self.members = members
+
+    @property
+    def expects(self) -> str:
+        """The enum's names."""
+        return f"a name of {self.members.__name__}: " + ", ".join(self.members.__members__)
+
+    def check(self, value: Any) -> Any:
+        """Settle as the member."""
+        if value is None or value == "":
+            return None
+        if isinstance(value, self.members):
+            return value
+        if isinstance(value, str) and value in self.members.__members__:
+            return self.members[value]
+        try:
+            return self.members(int(value))
+        except (ValueError, TypeError):
+            raise self._refuse() from None
+
+    def to_toml(self, value: Any) -> str | None:
+        """Write the name, or the number of a combination that has none."""
+        if value is None:
+            return '""'
+        return as_toml(value.name if value.name in self.members.__members__ else int(value.value))
+
+
+def import_named(spelling: str) -> Any:
+    """The object that "module:attribute" or "module.attribute" names, a bare name being a builtin's.
+
+    Raises `ValueError` saying which part is missing; what the module itself raises while being imported goes
+    through as its own error inside that message.
+    """
+    module_name, _, attribute = spelling.partition(":") if ":" in spelling else spelling.rpartition(".")
+    module_name = module_name or "builtins"
+    try:
+        found: Any = importlib.import_module(module_name)
+        for part in attribute.split("."):
+            found = getattr(found, part)
+    except AttributeError as error:
+        raise ValueError(f"{spelling!r}: {error}") from error
+    except Exception as error:
+        raise ValueError(f"{spelling!r}: importing {module_name!r} failed: {error!r}") from error
+    return found
+
+
+def _is_number(text: str) -> bool:
+    return text.isascii() and text.isdigit()

@@ -1,0 +1,381 @@
+"""The readiness hub: tells tasks when a descriptor can be read or written, and that a peer has gone.
+
+The worker makes one hub and runs it as a task; every socket it serves is `watch()`ed once, at accept, and from
+then on waiting costs no system call of its own. Two hubs share one interface:
+
+- `EpollHub` (Linux): all descriptors sit in one edge-triggered epoll with `EPOLLRDHUP`; that epoll is itself the
+  only descriptor trio waits for. A ready descriptor wakes its task through `trio.lowlevel.reschedule`.
+- `PortableHub` (elsewhere): each wait is a `trio.lowlevel.wait_readable`. It has no notice of a peer that leaves
+  while nobody reads, so `disconnect_grace` starts there only once the app waits in `receive()`.
+
+Cancelling a wait leaves the descriptor watched and the hub consistent; cancelling `run()` stops all wake-ups.
+
+Edge-triggered means: an edge is reported once. The rules that keep it from being lost are in `Watch`:
+`readable` starts True, is set by every edge, and is cleared only by a reader that has seen the socket empty
+(EAGAIN, or a read shorter than it asked for: epoll(7)) while no FIN is pending, since a FIN that came together
+with data gives no edge of its own.
+"""
+
+from __future__ import annotations
+
+import select
+import socket
+from collections.abc import Awaitable, Callable
+from typing import Any, ClassVar, Literal, Protocol
+
+import outcome
+import trio
+from trio.lowlevel import Abort, Task, current_task, reschedule, wait_task_rescheduled
+
+# Enough for a full turn of a busy worker; more would only lengthen the turn before tasks run.
+_EVENTS_PER_POLL = 512
+
+
+class Watch:
+    """One watched descriptor: what is known of its readiness, and who waits for more.
+
+    Attributes:
+        fd: the descriptor.
+        readable: reading may yield something (data, FIN or an error); False only after it was seen empty.
+        hangup: the peer has sent its FIN, or the connection is reset; nothing arrives after what is buffered.
+        reset: both directions are dead (RST, or both sides shut down): writing is pointless.
+        on_hangup: called, from the hub's task, when `hangup` or `reset` turns True. It must not raise.
+        on_writable: called once, from the hub's task, when a write that would have blocked may go on, if no task
+            waits for that. It must not raise. Only where `calls_on_writable` is True.
+    """
+
+    __slots__ = (
+        "closed", "fd", "hangup", "hangup_waiter", "on_hangup", "on_writable", "readable", "reader", "reset", "writer",
+    )  # fmt: skip
+
+    calls_on_writable: ClassVar[bool] = False
+
+    def __init__(self, fd: int) -> None:
+        self.fd = fd
+        self.readable = True
+        self.hangup = False
+        self.reset = False
+        self.closed = False
+        self.reader: Task | None = None
+        self.writer: Task | None = None
+        self.hangup_waiter: Task | None = None
+        self.on_hangup: Callable[[], None] | None = None
+        self.on_writable: Callable[[], None] | None = None
+
+    def __repr__(self) -> str:
+        state = "closed" if self.closed else "reset" if self.reset else "hangup" if self.hangup else "open"
+        waits = [name for name in ("reader", "writer", "hangup_waiter") if getattr(self, name) is not None]
+        return f"<{type(self).__name__} fd={self.fd} {state}{' awaited by ' + ', '.join(waits) if waits else ''}>"
+
+    def wait_readable(self) -> Awaitable[None]:
+        """Return once a read may yield something; at once if it may now.
+
+        Raises:
+            trio.ClosedResourceError: the watch was closed, before or during the wait.
+            trio.BusyResourceError: another task is already waiting to read.
+        """
+        raise NotImplementedError
+
+    def wait_writable(self) -> Awaitable[None]:
+        """Return once a write that would have blocked may go on. Raises as `wait_readable` does."""
+        raise NotImplementedError
+
+    def wait_hangup(self) -> Awaitable[None]:
+        """Return once `hangup` is True, or when `release_hangup_waiter` is called. Raises as `wait_readable` does."""
+        raise NotImplementedError
+
+    def wake_reader(self) -> None:
+        """Let a task that waits to read go on, whether or not there is anything to read."""
+        task = self.reader
+        if task is not None:
+            self.reader = None
+            reschedule(task)
+
+    def release_hangup_waiter(self) -> None:
+        """Let the task in `wait_hangup` go on although the peer is still there."""
+        task = self.hangup_waiter
+        if task is not None:
+            self.hangup_waiter = None
+            reschedule(task)
+
+    def close(self) -> None:
+        """Stop watching; every waiter gets `ClosedResourceError`. To be called before the descriptor is closed."""
+        raise NotImplementedError
+
+    def _check_open(self, waiter: Task | None, what: str) -> None:
+        if self.closed:
+            raise trio.ClosedResourceError(f"descriptor {self.fd} was closed")
+        if waiter is not None:
+            raise trio.BusyResourceError(f"another task is already waiting to {what} descriptor {self.fd}")
+
+
+class Hub(Protocol):
+    """What the listener and the connections ask of a hub."""
+
+    def watch(self, sock: socket.socket) -> Watch:
+        """Begin watching a non-blocking socket."""
+        ...
+
+    async def run(self) -> None:
+        """Dispatch readiness until cancelled."""
+        ...
+
+    def close(self) -> None:
+        """Release the hub's own descriptor, after `run` has ended."""
+        ...
+
+
+# -- epoll ---------------------------------------------------------------------------------------------------
+
+
+if hasattr(select, "epoll"):
+    _EPOLLOUT = select.EPOLLOUT
+    _HANGUP = select.EPOLLRDHUP | select.EPOLLHUP | select.EPOLLERR
+    _WRITING = select.EPOLLOUT | select.EPOLLHUP | select.EPOLLERR
+
+
+class EpollWatch(Watch):
+    """A descriptor in the edge-triggered epoll of an `EpollHub`."""
+
+    __slots__ = ("_watched",)
+
+    calls_on_writable = True
+
+    def __init__(self, fd: int, watched: dict[int, EpollWatch]) -> None:
+        super().__init__(fd)
+        self._watched = watched
+
+    # These are plain functions that return an awaitable: one coroutine less to pass through on each wake-up.
+
+    def wait_readable(self) -> Awaitable[None]:
+        if self.reader is not None or self.closed:
+            self._check_open(self.reader, "read")
+        if self.readable:
+            return _at_once()
+        self.reader = current_task()
+        return wait_task_rescheduled(self._abort_read)
+
+    def wait_writable(self) -> Awaitable[None]:
+        self._check_open(self.writer, "write")
+        if self.reset:
+            return _at_once()
+        self.writer = current_task()
+        return wait_task_rescheduled(self._abort_write)
+
+    def wait_hangup(self) -> Awaitable[None]:
+        self._check_open(self.hangup_waiter, "learn of the end of")
+        if self.hangup:
+            return _at_once()
+        self.hangup_waiter = current_task()
+        return wait_task_rescheduled(self._abort_hangup)
+
+    def _abort_read(self, _raise_cancel: Callable[[], Any]) -> Abort:
+        self.reader = None
+        return Abort.SUCCEEDED
+
+    def _abort_write(self, _raise_cancel: Callable[[], Any]) -> Abort:
+        self.writer = None
+        return Abort.SUCCEEDED
+
+    def _abort_hangup(self, _raise_cancel: Callable[[], Any]) -> Abort:
+        self.hangup_waiter = None
+        return Abort.SUCCEEDED
+
+    def note_hangup(self, mask: int) -> None:
+        """Record FIN or RST from an event mask and tell whoever wants to know."""
+        news = not self.hangup
+        self.hangup = True
+        if mask & (select.EPOLLHUP | select.EPOLLERR) and not self.reset:
+            self.reset = news = True
+        if news:
+            self.release_hangup_waiter()
+            if self.on_hangup is not None:
+                self.on_hangup()
+
+    def close(self) -> None:
+        # Closing the descriptor itself removes it from the epoll; only our table must forget it first.
+        if not self.closed:
+            self.closed = True
+            self._watched.pop(self.fd, None)
+            self.on_hangup = self.on_writable = None
+            for name in ("reader", "writer", "hangup_waiter"):
+                task = getattr(self, name)
+                if task is not None:
+                    setattr(self, name, None)
+                    reschedule(
+                        task, outcome.Error(trio.ClosedResourceError(f"descriptor {self.fd} was closed"))
+                    )
+
+
+class EpollHub:
+    """One edge-triggered epoll for all of a worker's connections (epoll(7))."""
+
+    def __init__(self) -> None:
+        self._epoll = select.epoll()
+        self._watched: dict[int, EpollWatch] = {}
+
+    def __repr__(self) -> str:
+        return f"<EpollHub watching {len(self._watched)}>"
+
+    def watch(self, sock: socket.socket) -> Watch:
+        fd = sock.fileno()
+        watch = EpollWatch(fd, self._watched)
+        # One epoll_ctl for the connection's whole life. EPOLLOUT costs nothing extra: the kernel reports it only
+        # when a write had blocked, or along with an edge that is reported anyway.
+        self._epoll.register(fd, select.EPOLLIN | select.EPOLLOUT | select.EPOLLRDHUP | select.EPOLLET)
+        self._watched[fd] = watch
+        return watch
+
+    async def run(self) -> None:
+        """Dispatch readiness until cancelled."""
+        poll = self._epoll.poll
+        epoll_fd = self._epoll.fileno()
+        dispatch = self._dispatch
+        while True:
+            # Waiting through trio each turn keeps the hub fair: one turn of wake-ups, then everyone else runs.
+            await trio.lowlevel.wait_readable(epoll_fd)
+            dispatch(poll(0, _EVENTS_PER_POLL))
+
+    def _dispatch(self, events: list[tuple[int, int]]) -> None:
+        watched = self._watched
+        for fd, mask in events:
+            watch = watched.get(fd)
+            if watch is None:
+                continue
+            if mask != _EPOLLOUT:
+                watch.readable = True
+                task = watch.reader
+                if task is not None:
+                    watch.reader = None
+                    reschedule(task)
+                if mask & _HANGUP:
+                    watch.note_hangup(mask)
+            if mask & _WRITING:
+                task = watch.writer
+                if task is not None:
+                    watch.writer = None
+                    reschedule(task)
+                elif watch.on_writable is not None:
+                    callback, watch.on_writable = watch.on_writable, None
+                    callback()
+
+    def close(self) -> None:
+        for watch in list(self._watched.values()):
+            watch.close()
+        self._epoll.close()
+
+
+# -- anywhere ------------------------------------------------------------------------------------------------
+
+
+class PortableWatch(Watch):
+    """A descriptor waited for through trio's own I/O manager, one registration a wait."""
+
+    __slots__ = ("_scopes", "_sock")
+
+    def __init__(self, sock: socket.socket) -> None:
+        super().__init__(sock.fileno())
+        self._sock = sock
+        self._scopes: dict[str, trio.CancelScope] = {}
+
+    async def wait_readable(self) -> None:
+        self._check_open(self.reader, "read")
+        if not self.readable:
+            await self._wait("reader", trio.lowlevel.wait_readable, "read")
+            self.readable = True
+
+    async def wait_writable(self) -> None:
+        self._check_open(self.writer, "write")
+        await self._wait("writer", trio.lowlevel.wait_writable, "write")
+
+    async def wait_hangup(self) -> None:
+        self._check_open(self.hangup_waiter, "learn of the end of")
+        while not self.hangup:
+            # Unread data hides the FIN behind it; then only the end of the exchange ends this wait.
+            if self._peek_nothing():
+                wait: Callable[[int], Awaitable[None]] = trio.lowlevel.wait_readable
+            else:
+                wait = _wait_for_ever
+            if not await self._wait("hangup_waiter", wait, "learn of the end of"):
+                return
+            self._peek_nothing()
+
+    def _peek_nothing(self) -> bool:
+        """Look at the socket without reading: True if nothing is there yet; notes FIN and RST."""
+        try:
+            if self._sock.recv(1, socket.MSG_PEEK) == b"":
+                self.hangup = True
+        except BlockingIOError:
+            return True
+        except OSError:
+            self.hangup = self.reset = True
+        if self.hangup and self.on_hangup is not None:
+            self.on_hangup()
+        return False
+
+    async def _wait(self, role: str, wait: Callable[[int], Awaitable[None]], what: str) -> bool:
+        """Wait in a scope that `wake_reader`, `release_hangup_waiter` and `close` can cancel; True if ready."""
+        setattr(self, role, trio.lowlevel.current_task())
+        with trio.CancelScope() as scope:
+            self._scopes[role] = scope
+            try:
+                await wait(self.fd)
+            except trio.ClosedResourceError:
+                self.closed = True
+            finally:
+                setattr(self, role, None)
+                self._scopes.pop(role, None)
+        self._check_open(None, what)
+        return not scope.cancelled_caught
+
+    def wake_reader(self) -> None:
+        self._release("reader")
+
+    def release_hangup_waiter(self) -> None:
+        self._release("hangup_waiter")
+
+    def _release(self, role: str) -> None:
+        scope = self._scopes.get(role)
+        if scope is not None:
+            scope.cancel(reason="woken by its owner")
+
+    def close(self) -> None:
+        if not self.closed:
+            self.closed = True
+            self.on_hangup = None
+            trio.lowlevel.notify_closing(self.fd)
+            self._release("hangup_waiter")
+
+
+async def _at_once() -> None:
+    """Nothing to wait for."""
+
+
+async def _wait_for_ever(_fd: int) -> None:
+    await trio.sleep_forever()
+
+
+class PortableHub:
+    """Readiness through trio's own I/O manager, for systems without epoll."""
+
+    def watch(self, sock: socket.socket) -> Watch:
+        return PortableWatch(sock)
+
+    async def run(self) -> None:
+        await trio.sleep_forever()
+
+    def close(self) -> None:
+        """Nothing to release."""
+
+
+def open_hub(kind: Literal["auto", "epoll", "portable"] = "auto") -> Hub:
+    """Make the hub that `kind` asks for; `auto` takes epoll where the system has it.
+
+    Raises:
+        RuntimeError: `epoll` was asked for where there is none.
+    """
+    if kind == "portable" or (kind == "auto" and not hasattr(select, "epoll")):
+        return PortableHub()
+    if not hasattr(select, "epoll"):
+        raise RuntimeError('hub = "epoll" needs Linux; use "auto" or "portable" here')
+    return EpollHub()

@@ -1,0 +1,153 @@
+"""A connected, non-blocking stream socket: reads and writes that happen at once or say that they would block.
+
+One per connection, made by the listener, used by the protocol in `http/`. It never waits by itself for more than
+the kernel; all waiting goes through its `watch`, so a cancelled wait loses no byte: what `send_nowait` reports as
+written is written, the rest is still the caller's.
+"""
+
+from __future__ import annotations
+
+import socket
+import struct
+
+from trioserve.net.hub import Watch
+
+# What one read asks for. Large enough for a head and a small body in one call, small enough that the
+# allocation stays cheap; bodies are read in larger parts (`BODY_READ_SIZE`).
+READ_SIZE = 16 * 1024
+BODY_READ_SIZE = 64 * 1024
+
+# Up to here one copy is cheaper than handing the kernel a list; above it, the parts go as they are.
+_JOIN_SIZE = 64 * 1024
+_PARTS_PER_CALL = 512  # below IOV_MAX (1024 on Linux, sysconf(3))
+
+
+class Transport:
+    """The bytes of one connection.
+
+    Attributes:
+        sock: the socket itself, for what needs its descriptor (`os.sendfile`).
+        watch: its readiness in the hub.
+        broken: the first error that ended reading or writing, or None.
+        bytes_read, bytes_written: totals over the connection.
+    """
+
+    __slots__ = ("broken", "bytes_read", "bytes_written", "sock", "watch")
+
+    def __init__(self, sock: socket.socket, watch: Watch) -> None:
+        self.sock = sock
+        self.watch = watch
+        self.broken: OSError | None = None
+        self.bytes_read = 0
+        self.bytes_written = 0
+
+    def __repr__(self) -> str:
+        return f"<Transport {self.watch!r} in={self.bytes_read} out={self.bytes_written}>"
+
+    def recv_nowait(self, size: int = READ_SIZE) -> bytes | None:
+        """Read what is there: bytes, `b""` at the end of the stream (FIN or a broken connection), None if empty."""
+        try:
+            data = self.sock.recv(size)
+        except BlockingIOError:
+            self.watch.readable = False
+            return None
+        except OSError as error:
+            self._note_broken(error)
+            return b""
+        received = len(data)
+        if received < size:
+            # Short read: empty now, and the next arrival is a new edge. Not so with a FIN behind the data.
+            if received and not self.watch.hangup:
+                self.watch.readable = False
+            elif not received:
+                self.watch.hangup = True
+        self.bytes_read += received
+        return data
+
+    def send_nowait(self, data: bytes | memoryview) -> int:
+        """Write as much as the kernel takes now; the number of bytes written, 0 if it would block.
+
+        Raises:
+            OSError: the connection is broken (EPIPE, ECONNRESET …); also noted in `broken`.
+        """
+        try:
+            sent = self.sock.send(data)
+        except BlockingIOError:
+            return 0
+        except OSError as error:
+            self._note_broken(error)
+            raise
+        self.bytes_written += sent
+        return sent
+
+    def send_parts_nowait(self, parts: list[bytes | memoryview]) -> bool:
+        """Write parts in one call, taking what was written off the list; True if something is left.
+
+        Raises:
+            OSError: as `send_nowait`.
+        """
+        size = sum(map(len, parts))
+        if size <= _JOIN_SIZE or len(parts) == 1:
+            data = parts[0] if len(parts) == 1 else b"".join(parts)
+            sent = self.send_nowait(data)
+            if sent == size:
+                parts.clear()
+                return False
+            parts[:] = [memoryview(data)[sent:]]
+            return True
+        try:
+            sent = self.sock.sendmsg(parts[:_PARTS_PER_CALL])
+        except BlockingIOError:
+            return True
+        except OSError as error:
+            self._note_broken(error)
+            raise
+        self.bytes_written += sent
+        while sent:
+            first = parts[0]
+            if len(first) > sent:
+                parts[0] = memoryview(first)[sent:]
+                break
+            sent -= len(first)
+            del parts[0]
+        return bool(parts)
+
+    def is_peer_gone(self) -> bool:
+        """Whether the peer has sent FIN or RST, as far as can be known without waiting or reading."""
+        watch = self.watch
+        if not watch.hangup:
+            try:
+                if self.sock.recv(1, socket.MSG_PEEK) == b"":
+                    watch.hangup = True
+            except BlockingIOError:
+                return False
+            except OSError as error:
+                self._note_broken(error)
+        return watch.hangup
+
+    def shutdown_write(self) -> None:
+        """Send our FIN; the peer may go on sending. Does nothing on a connection that is gone."""
+        try:
+            self.sock.shutdown(socket.SHUT_WR)
+        except OSError as error:
+            self._note_broken(error)
+
+    def close(self) -> None:
+        """Stop watching and close; what the kernel still holds is sent in the background."""
+        self.watch.close()
+        self.sock.close()
+
+    def abort(self) -> None:
+        """Close with RST, so that the peer cannot take a truncated response for a whole one (SO_LINGER, socket(7))."""
+        self.watch.close()
+        try:
+            self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        except OSError:
+            pass  # not connected any more: there is nobody left to tell
+        self.sock.close()
+
+    def _note_broken(self, error: OSError) -> None:
+        if self.broken is None:
+            self.broken = error
+        self.watch.readable = True
+        self.watch.hangup = self.watch.reset = True

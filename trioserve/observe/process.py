@@ -1,0 +1,54 @@
+"""What the process shows of itself to the machine: the pid file.
+
+Used by `worker/command.py` around the life of a process. A process that is killed, or that the watchdog ends,
+leaves its file behind; the next one replaces it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from trioserve.errors import ConfigError
+
+
+@contextlib.contextmanager
+def pid_file(path: str | None) -> Iterator[None]:
+    """Keep the process id in a file; nobody reads half of one, and a successor's file is left alone.
+
+    Raises:
+        ConfigError: the file cannot be written.
+    """
+    if path is None:
+        yield
+        return
+    target = Path(path)
+    own = f"{os.getpid()}\n"
+    try:
+        _write_whole(target, own)
+    except OSError as error:
+        reason = error.strerror or error
+        raise ConfigError(f"pid_path = {path!r}: cannot write the pid file: {reason}") from error
+    try:
+        yield
+    finally:
+        with contextlib.suppress(OSError):
+            if target.read_text(encoding="ascii", errors="replace") == own:
+                target.unlink()
+
+
+def _write_whole(target: Path, text: str) -> None:
+    descriptor, name = tempfile.mkstemp(prefix=f".{target.name}.", dir=target.parent)
+    temporary = Path(name)
+    try:
+        with os.fdopen(descriptor, "w", encoding="ascii") as file:
+            file.write(text)
+        # mkstemp makes it private, but whoever reads it may run as somebody else.
+        temporary.chmod(0o644)
+        temporary.replace(target)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise

@@ -1,0 +1,351 @@
+"""The error boundary: where something was raised decides who is to blame, what the client hears, and what becomes
+of the worker. THE table is `ROWS`; everything that goes wrong in a worker passes through `Boundary`.
+
+Callers: `http1.py` (what left the app), `connection.py` (what left our own code), `lifespan.py` and `worker.py`.
+It never waits and never raises: it counts, logs, reports, begins the drain where the verdict asks for it, and
+remembers the failure that `serve()` will raise, or the command exit with.
+
+    verdict    the worker
+    CONTAIN    serves on; only this connection is over
+    REPLACE    is tainted: report, drain with `TAINTED_GRACE`, exit 75 (a supervisor has started its successor)
+    FATAL      state untrusted: report, drain with `FATAL_GRACE`, exit with the row's code
+    EXIT       the app asked the process to end: drain, then exit with its code
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import trio
+
+from trioserve import errors
+from trioserve.structure.crash_report import RequestFacts, WorkerFacts, build_report, emit_report
+from trioserve.structure.error_tree import signature
+
+if TYPE_CHECKING:
+    from trioserve.structure.context import ConnectionContext, RunningExchange, WorkerContext
+
+# Seconds that requests in flight get when the worker is tainted, and when its state cannot be trusted.
+TAINTED_GRACE = 10.0
+FATAL_GRACE = 2.0
+
+
+class Verdict(enum.Enum):
+    """What becomes of the worker."""
+
+    CONTAIN = "contain"
+    REPLACE = "replace"
+    FATAL = "fatal"
+    EXIT = "exit"
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One line of the table.
+
+    Attributes:
+        verdict: what becomes of the worker; REPLACE is subject to `on_app_error`.
+        status: the answer to the client if the response has not begun; None: say nothing.
+        exit_code: what the process ends with, where the verdict ends it.
+        meaning: for logs and the README.
+    """
+
+    verdict: Verdict
+    status: int | None
+    exit_code: int
+    meaning: str
+
+
+_C, _R, _F, _X = Verdict.CONTAIN, Verdict.REPLACE, Verdict.FATAL, Verdict.EXIT
+
+# fmt: off
+ROWS: dict[str, Row] = {
+    "C1": Row(_C, 400, 0, "malformed or oversized request"),
+    "C2": Row(_C, None, 0, "the peer is gone"),
+    "C3": Row(_C, 408, 0, "the peer was too late"),
+    "A1": Row(_R, 500, errors.EXIT_TAINTED, "the app raised before it had responded"),
+    "A2": Row(_R, 500, errors.EXIT_TAINTED, "the app raised in the middle of its response"),
+    "A3": Row(_R, 500, errors.EXIT_TAINTED, "the app raised after it had answered with an error"),
+    "A4": Row(_R, 500, errors.EXIT_TAINTED, "the app raised after its response was complete"),
+    "A5": Row(_R, 500, errors.EXIT_TAINTED, "the app broke the ASGI contract"),
+    "A6": Row(_F, 500, errors.EXIT_TAINTED, "the app declared its process beyond repair"),
+    "A7": Row(_C, 500, 0, "the app raised an error that is declared safe"),
+    "B1": Row(_F, 500, errors.EXIT_SERVER_BUG, "the app left a nursery or cancel scope open"),
+    "B2": Row(_R, None, errors.EXIT_TAINTED, "an async generator of the app failed while it was finalised"),
+    "L3": Row(_F, None, errors.EXIT_TAINTED, "the app's lifespan task died while serving"),
+    "S1": Row(_F, 500, errors.EXIT_SERVER_BUG, "trioserve's own code failed"),
+    "S2": Row(_F, None, errors.EXIT_SERVER_BUG, "trio's internal state is broken"),
+    "S3": Row(_F, None, errors.EXIT_OS, "a listening socket failed"),
+    "X1": Row(_X, 503, errors.EXIT_TAINTED, "the app raised SystemExit"),
+    "X2": Row(_X, 503, errors.EXIT_SIGINT, "KeyboardInterrupt"),
+    "X3": Row(_F, 500, errors.EXIT_TAINTED, "the app raised a BaseException of its own"),
+    "M1": Row(_F, 503, errors.EXIT_MEMORY, "out of memory"),
+    "H2": Row(_F, None, errors.EXIT_HARD_DRAIN, "the drain did not end in time"),
+}
+# fmt: on
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """One judged event."""
+
+    row: str
+    error: BaseException
+    verdict: Verdict
+    status: int | None
+    exit_code: int
+    summary: str
+
+
+class Boundary:
+    """The worker's judge and its memory of what it judged.
+
+    Attributes:
+        failure: the fault that ends this worker, or None; the first one wins, a worse one replaces it.
+    """
+
+    def __init__(self, worker: WorkerContext, contain: tuple[type[BaseException], ...] = (),
+                 fatal: tuple[type[BaseException], ...] = ()) -> None:  # fmt: skip
+        self._worker = worker
+        self._policy = str(worker.config.on_app_error)
+        self._contain = contain
+        self._fatal: tuple[type[BaseException], ...] = (errors.Fatal, *fatal)
+        self._seen: dict[str, int] = {}
+        self.failure: Fault | None = None
+        self.on_report: Callable[[dict[str, Any]], None] | None = None
+
+    # -- verdicts --------------------------------------------------------------------------------------------
+
+    def judge_app(self, connection: ConnectionContext, exchange: Any, error: BaseException) -> Fault:
+        """Judge what came out of `await app(...)`, or what the app left undone."""
+        stripped = _without_cancelled(error)
+        row = self._classify(stripped, exchange, connection)
+        return self._pronounce(row, stripped, connection, exchange)
+
+    def judge_own(self, connection: ConnectionContext | None, error: BaseException) -> Fault:
+        """Judge what was raised outside the app: our bug, unless trio says that the app broke its scopes."""
+        stripped = _without_cancelled(error)
+        row = "S1"
+        if isinstance(stripped, trio.TrioInternalError):
+            row = "S2"
+        elif (leaf := self._exit_leaf(stripped)) is not None:
+            row = "X1" if isinstance(leaf, SystemExit) else "X2"
+        elif any(isinstance(leaf, MemoryError) for leaf in leaves(stripped)):
+            row = "M1"
+        elif any(
+            isinstance(leaf, RuntimeError) and "stack corrupted" in str(leaf) for leaf in leaves(stripped)
+        ):
+            row = "B1"
+        return self._pronounce(row, stripped, connection, connection.exchange if connection else None)
+
+    def judge(self, row: str, error: BaseException) -> Fault:
+        """Judge an event whose row the caller knows: the lifespan, a listener, an async generator."""
+        return self._pronounce(row, error, None, None)
+
+    def _classify(self, error: BaseException, exchange: Any, connection: ConnectionContext) -> str:
+        """The row of an exception that left the app, by its leaves and by the state of the response."""
+        found = list(leaves(error))
+        leaf = self._exit_leaf(error)
+        if leaf is not None:
+            return "X1" if isinstance(leaf, SystemExit) else "X2"
+        if any(isinstance(leaf, MemoryError) for leaf in found):
+            return "M1"
+        if any(isinstance(leaf, trio.TrioInternalError) for leaf in found):
+            return "S2"
+        if any(isinstance(leaf, errors.TaskLeak) or "stack corrupted" in str(leaf)[:200] for leaf in found):
+            return "B1"
+        if any(isinstance(leaf, self._fatal) for leaf in found):
+            return "A6"
+        if not all(isinstance(leaf, Exception) for leaf in found):
+            return "X3"
+        if self._is_peers_doing(found, exchange):
+            return "C2"
+        if self._contain and all(isinstance(leaf, self._contain) for leaf in found):
+            return "A7"
+        if any(isinstance(leaf, errors.AppMisuse) for leaf in found):
+            return "A5"
+        if exchange.response_complete:
+            return "A3" if (exchange.status or 0) >= 500 else "A4"
+        return "A2" if exchange.response_started else "A1"
+
+    def _is_peers_doing(self, found: list[BaseException], exchange: Any) -> bool:
+        """All leaves go back to our `ClientDisconnected`, or the app was told mid-request that the peer had gone.
+
+        The second half means: an app that raises after `http.disconnect` is not judged a broken one, since
+        frameworks turn that message into an exception of their own. It is still logged.
+        """
+        if exchange.told_gone or exchange.refusal is not None:
+            return True
+        return exchange.gone is not None and all(_descends_from(leaf, exchange.gone) for leaf in found)
+
+    @staticmethod
+    def _exit_leaf(error: BaseException) -> BaseException | None:
+        for leaf in leaves(error):
+            if isinstance(leaf, SystemExit | KeyboardInterrupt):
+                return leaf
+        return None
+
+    # -- consequences ----------------------------------------------------------------------------------------
+
+    def _pronounce(self, name: str, error: BaseException, connection: ConnectionContext | None,
+                   exchange: RunningExchange | None) -> Fault:  # fmt: skip
+        row = ROWS[name]
+        verdict, exit_code = row.verdict, row.exit_code
+        if verdict is _R and self._policy == "contain":
+            verdict = _C
+        elif verdict is _R and self._policy == "crash":
+            verdict = _F
+        if name == "X1":
+            exit_code = _exit_status(self._exit_leaf(error), exit_code)
+        fault = Fault(name, error, verdict, row.status, exit_code, summarise(error))
+        faults = self._worker.counters.faults
+        faults[name] = faults.get(name, 0) + 1
+        self._log(fault, connection, exchange)
+        if name not in ("C1", "C2", "C3"):
+            self._report(fault, connection, exchange)
+        if verdict is not _C:
+            self._end_worker(fault)
+        return fault
+
+    def _end_worker(self, fault: Fault) -> None:
+        severity = {_R: 0, _X: 1, _F: 2}
+        if self.failure is None or severity[fault.verdict] > severity[self.failure.verdict]:
+            self.failure = fault
+        meaning = ROWS[fault.row].meaning
+        drain = self._worker.drain
+        if fault.verdict is _F:
+            grace = 0.0 if self._policy == "crash" and fault.row.startswith("A") else FATAL_GRACE
+            drain.begin(
+                f"{meaning} ({fault.row})", grace=grace, fatal=fault.row in ("S1", "S2", "B1", "M1", "L3")
+            )
+        elif fault.verdict is _R:
+            drain.begin(f"{meaning} ({fault.row})", grace=TAINTED_GRACE)
+        else:
+            drain.begin(f"{meaning} ({fault.row})")
+
+    def _log(
+        self, fault: Fault, connection: ConnectionContext | None, exchange: RunningExchange | None
+    ) -> None:
+        log = self._worker.error_log
+        where = ""
+        if exchange is not None:
+            facts = exchange.describe()
+            where = f" in {facts['method']} {facts['path']}"
+        meaning = ROWS[fault.row].meaning
+        if fault.row == "C2":
+            log.debug("%s%s: %s", meaning, where, fault.summary)
+            return
+        consequence = {
+            _C: "serving on", _R: "draining, to be replaced", _F: "ending this worker", _X: "draining, then exit",
+        }[fault.verdict]  # fmt: skip
+        log.error(
+            "%s%s on connection %s; row %s, %s", meaning, where, connection.id if connection else "-", fault.row,
+            consequence, exc_info=fault.error,
+        )  # fmt: skip
+
+    def _report(
+        self, fault: Fault, connection: ConnectionContext | None, exchange: RunningExchange | None
+    ) -> None:
+        mark = signature(fault.error)
+        nth = self._seen[mark] = self._seen.get(mark, 0) + 1
+        if len(self._seen) > 1000:
+            self._seen.clear()
+        # A contained error that comes again and again is counted, not written down in full each time.
+        if fault.verdict is _C and nth > 1:
+            return
+        worker = self._worker
+        request = request_facts(connection, exchange) if connection and exchange else None
+        report = build_report(
+            row=fault.row,
+            verdict=fault.verdict.value,
+            error=fault.error,
+            request=request,
+            worker=worker_facts(worker),
+            nth=nth,
+        )
+        emit_report(report, worker.config.crash_dir)
+        if self.on_report is not None:
+            self.on_report(report)
+
+
+def request_facts(connection: ConnectionContext, exchange: RunningExchange) -> RequestFacts:
+    """What a report may say of a request: no query, no values."""
+    facts = exchange.describe()
+    return RequestFacts(
+        method=facts["method"],
+        path=facts["path"],
+        http_version=facts["http_version"],
+        header_names=facts["header_names"],
+        peer=connection.client[0] if connection.client is not None else None,
+        request_bytes=facts["request_bytes"],
+        response_bytes=facts["response_bytes"],
+        seconds=facts["elapsed"],
+        response_state=facts["response"],
+        connection_id=connection.id,
+        request_number=connection.requests,
+    )
+
+
+def worker_facts(worker: WorkerContext) -> WorkerFacts:
+    """What a report says of the worker."""
+    return WorkerFacts(
+        uptime=worker.clock() - worker.started_at,
+        requests_served=worker.counters.requests,
+        in_flight=worker.counters.in_flight,
+        connections=len(worker.connections),
+        drain=f"{worker.drain.state.value}, grace {worker.drain.grace:g} s {worker.drain.reason}".rstrip(),
+    )
+
+
+def leaves(error: BaseException) -> Iterator[BaseException]:
+    """The exceptions inside any nesting of groups; the exception itself if it is none."""
+    pending = [error]
+    while pending:
+        current = pending.pop()
+        if isinstance(current, BaseExceptionGroup):
+            pending += current.exceptions
+        else:
+            yield current
+
+
+def summarise(error: BaseException) -> str:
+    """One line for logs: the type, and the message within bounds."""
+    try:
+        text = " ".join(str(error).split())
+    except Exception:
+        text = "(its message cannot be shown)"
+    return f"{type(error).__name__}: {text:.200}" if text else type(error).__name__
+
+
+def _without_cancelled(error: BaseException) -> BaseException:
+    if isinstance(error, BaseExceptionGroup):
+        rest = error.split(trio.Cancelled)[1]
+        if rest is not None:
+            return rest
+    return error
+
+
+def _descends_from(error: BaseException, ancestor: BaseException) -> bool:
+    """`ancestor` is `error` itself or stands in its chain of causes and contexts."""
+    seen: set[int] = set()
+    pending: list[BaseException | None] = [error]
+    while pending:
+        current = pending.pop()
+        if current is ancestor:
+            return True
+        if current is None or id(current) in seen:
+            continue
+        seen.add(id(current))
+        pending += [current.__cause__, current.__context__]
+    return False
+
+
+def _exit_status(leaf: BaseException | None, default: int) -> int:
+    """The process exit code that a SystemExit asks for; 0 and None become `default`: the app cannot end us cleanly."""
+    code = leaf.code if isinstance(leaf, SystemExit) else None
+    if isinstance(code, int):
+        return code & 0xFF or default
+    return 1 if code is not None else default

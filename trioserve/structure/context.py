@@ -1,0 +1,278 @@
+"""The two records handed down the tree: the worker's, and the connection's.
+
+`WorkerContext` is made once by `worker.py` and read by every task below it. `ConnectionContext` is made by the
+listener for each accepted socket; it is what the reaper expires, what a drain wakes, and what the logs and the
+crash report describe. Both are plain state: what they mean is decided by the tiers that use them.
+"""
+
+from __future__ import annotations
+
+import contextvars
+import itertools
+import math
+from collections.abc import Awaitable, Callable, MutableMapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Protocol
+
+import trio
+
+from trioserve.net.transport import Transport
+from trioserve.structure.deadlines import NEVER, Deadlines
+from trioserve.structure.drain import Drain, DrainState
+
+if TYPE_CHECKING:
+    import logging
+
+    from trioserve.net.hub import Hub
+    from trioserve.observe.access_log import AccessLog
+    from trioserve.structure.admission import Admission
+    from trioserve.structure.boundary import Boundary
+
+Scope = MutableMapping[str, Any]
+Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+ASGIApp = Callable[[Scope, Receive, Send], Awaitable[None]]
+Address = tuple[str, int | None]
+
+
+def seconds_or_never(value: float | None) -> float:
+    """A time-out setting as a number: None (`off`) and 0 never expire."""
+    return float(value) if value else math.inf
+
+
+@dataclass(frozen=True, slots=True)
+class Timeouts:
+    """The phases of a connection, in seconds; `inf` where a phase is off. See `Config` for defaults and reasons."""
+
+    first_byte: float
+    request_head: float
+    request_body: float
+    request_body_min_rate: float
+    request_body_min_rate_grace: float
+    keep_alive: float
+    response_write: float
+    request: float
+    disconnect_grace: float
+    linger: float
+
+    @classmethod
+    def from_config(cls, config: Any) -> Timeouts:
+        """Take the phases from a validated `Config`; hypercorn's `read_timeout` caps the reading ones."""
+        read_cap = seconds_or_never(config.read_timeout)
+        grace = config.disconnect_grace
+        return cls(
+            first_byte=seconds_or_never(config.first_byte_timeout),
+            request_head=min(seconds_or_never(config.request_head_timeout), read_cap),
+            request_body=min(seconds_or_never(config.request_body_timeout), read_cap),
+            request_body_min_rate=float(config.request_body_min_rate or 0),
+            request_body_min_rate_grace=seconds_or_never(config.request_body_min_rate_grace),
+            # 0 is a real value here: close after each response.
+            keep_alive=math.inf if config.keep_alive_timeout is None else float(config.keep_alive_timeout),
+            response_write=seconds_or_never(config.response_write_timeout),
+            request=seconds_or_never(config.request_timeout),
+            # 0 is a real value here: cancel the handler at once.
+            disconnect_grace=math.inf if grace is None else float(grace),
+            linger=float(config.linger_timeout or 0),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What one request may be, in bytes and counts; see `Config` for defaults and reasons."""
+
+    head_size: int
+    header_count: int
+    target_size: int
+    body_size: float
+    keep_alive_requests: int
+
+    @classmethod
+    def from_config(cls, config: Any) -> Limits:
+        """Take the limits from a validated `Config`."""
+        return cls(
+            head_size=config.max_head_size,
+            header_count=config.max_header_count,
+            target_size=config.max_target_size,
+            body_size=math.inf if config.max_body_size is None else config.max_body_size,
+            keep_alive_requests=config.keep_alive_max_requests,
+        )
+
+
+@dataclass(slots=True)
+class Counters:
+    """What the worker has done so far; read by reports, logs and tests."""
+
+    connections: int = 0
+    requests: int = 0
+    in_flight: int = 0
+    accept_pauses: int = 0
+    refused: dict[str, int] = field(default_factory=dict)
+    late: dict[str, int] = field(default_factory=dict)
+    peer_gone: int = 0
+    faults: dict[str, int] = field(default_factory=dict)
+
+
+class WorkerContext:
+    """Everything that a connection needs of its worker."""
+
+    __slots__ = (
+        "access_log", "admission", "app", "base_context", "boundary", "clock", "config", "connections",
+        "counters", "deadlines", "drain", "draining", "error_log", "flusher", "hub", "ids", "limits", "new_engine",
+        "response_defaults", "room", "root_path", "server_names", "started_at", "state", "timeouts", "wall_clock",
+    )  # fmt: skip
+
+    def __init__(self, app: ASGIApp, config: Any, hub: Hub, error_log: logging.Logger) -> None:
+        self.app = app
+        self.config = config
+        self.hub = hub
+        self.error_log = error_log
+        self.access_log: AccessLog | None = None
+        self.boundary: Boundary
+        self.admission: Admission | None = None
+        self.flusher: Any = None
+        self.new_engine: Callable[[], Any]
+        self.limits = Limits.from_config(config)
+        self.timeouts = Timeouts.from_config(config)
+        self.deadlines = Deadlines()
+        self.drain = Drain(float(config.graceful_timeout))
+        self.draining = False
+        self.drain.on_begin(self._note_draining)
+        self.connections: set[ConnectionContext] = set()
+        self.room = trio.lowlevel.ParkingLot()  # listeners wait here for a connection to close
+        self.counters = Counters()
+        self.ids = itertools.count(1)
+        self.clock: Callable[[], float] = trio.lowlevel.current_clock().current_time
+        self.started_at = self.clock()
+        self.base_context = contextvars.copy_context()
+        self.state: dict[str, Any] = {}
+        self.root_path: str = config.root_path
+        self.server_names = frozenset(name.lower().encode("latin-1") for name in config.server_names)
+        self.response_defaults: Any = None
+
+    def _note_draining(self) -> None:
+        self.draining = True
+
+    def forget(self, connection: ConnectionContext) -> None:
+        """A connection is closed: drop what the worker holds of it."""
+        self.connections.discard(connection)
+        self.deadlines.disarm(connection)
+        if self.room:
+            self.room.unpark_all()
+
+
+class RunningExchange(Protocol):
+    """What the connection, the logs and the boundary may ask of the exchange that is under way."""
+
+    @property
+    def response_started(self) -> bool:
+        """The head is on the wire."""
+        ...
+
+    @property
+    def response_complete(self) -> bool:
+        """The last byte was handed to the transport."""
+        ...
+
+    @property
+    def request_complete(self) -> bool:
+        """The whole request body has arrived."""
+        ...
+
+    def describe(self) -> dict[str, Any]:
+        """Method, path without query, and the response's state, for logs and reports; no values of headers."""
+        ...
+
+
+class ConnectionContext:
+    """One accepted connection: its bytes, its place in time, and the exchange it is busy with.
+
+    Attributes:
+        phase: the name of the wait that `deadline` belongs to (design: "phases"), also shown in the task tree.
+        deadline: trio's clock; `NEVER` while no phase is running.
+        handler_phase, handler_deadline: what bounds the app while no other phase does: nothing, the request's own
+            time-out, or the grace after the peer has gone.
+        late: the phase that the reaper ended, or "".
+        idle: between requests, so that a drain may close it.
+    """
+
+    __slots__ = (
+        "__weakref__", "accepted_at", "armed_at", "client", "deadline", "exchange", "handler_deadline",
+        "handler_phase", "id", "idle", "late", "phase", "requests", "scheme", "scope", "server", "task",
+        "transport", "worker",
+    )  # fmt: skip
+
+    def __init__(
+        self, worker: WorkerContext, transport: Transport, client: Address | None, server: Address | None
+    ) -> None:
+        self.worker = worker
+        self.transport = transport
+        self.client = client
+        self.server = server
+        self.scheme = "http"
+        self.id = next(worker.ids)
+        self.accepted_at = worker.clock()
+        self.task: trio.lowlevel.Task
+        self.scope: trio.CancelScope
+        self.exchange: RunningExchange | None = None
+        self.requests = 0
+        self.phase = "accepted"
+        self.deadline = NEVER
+        self.handler_phase = "request"
+        self.handler_deadline = NEVER
+        self.armed_at = NEVER
+        self.late = ""
+        self.idle = False
+        worker.connections.add(self)
+        transport.watch.on_hangup = self.peer_gone
+
+    def __repr__(self) -> str:
+        peer = "unix" if self.client is None else f"{self.client[0]}:{self.client[1]}"
+        return f"<connection {self.id} {peer} {self.phase} requests={self.requests}>"
+
+    def start_phase(self, phase: str, deadline: float) -> None:
+        """Enter a named wait that must be over by `deadline` (trio's clock)."""
+        self.phase = phase
+        self.deadline = deadline
+        if deadline < self.armed_at:
+            self.worker.deadlines.arm(self)
+
+    def enter_handler(self) -> None:
+        """Back in the app, after a wait of ours: what bounds it is what bounded it before."""
+        self.phase = self.handler_phase
+        self.deadline = self.handler_deadline
+        if self.handler_deadline < self.armed_at:
+            self.worker.deadlines.arm(self)
+
+    def expire(self) -> None:
+        """Called by the reaper: the phase has lasted too long; cancel whatever the connection is doing."""
+        self.late = self.phase
+        late = self.worker.counters.late
+        late[self.phase] = late.get(self.phase, 0) + 1
+        self.scope.cancel(reason=f"late: {self.phase}")
+
+    def peer_gone(self) -> None:
+        """Called by the hub on FIN or RST: begin the grace after which the handler is cancelled.
+
+        A FIN behind a body that has not been read yet is no news for the app: the clock starts when the body ends.
+        """
+        exchange = self.exchange
+        if exchange is None or exchange.response_complete or self.handler_phase == "disconnect_grace":
+            return
+        if exchange.request_complete or self.transport.watch.reset:
+            deadline = self.worker.clock() + self.worker.timeouts.disconnect_grace
+            if deadline < self.handler_deadline:
+                in_handler = self.phase == self.handler_phase
+                self.handler_phase, self.handler_deadline = "disconnect_grace", deadline
+                if in_handler:
+                    self.enter_handler()
+
+    def wake_for_drain(self) -> None:
+        """A drain has begun: let an idle connection look at its socket a last time and close."""
+        if self.idle:
+            self.transport.watch.wake_reader()
+
+
+def is_stopping(drain: Drain) -> bool:
+    """True once requests in flight may be cancelled."""
+    return drain.state in (DrainState.CANCELLING, DrainState.STOPPED)

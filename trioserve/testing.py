@@ -1,0 +1,304 @@
+"""Test tools for apps and for trioserve itself: serve inside a test, talk raw bytes to it, prove that nothing leaks.
+
+    async with serving(app, keep_alive_timeout=1) as server:
+        async with server.connect() as client:
+            response = await client.get("/")
+
+Real sockets on loopback, the real server, no mocks. With `trio.testing.MockClock` use an `autojump_threshold` of
+some 10 ms: bytes in flight between two sockets are no reason for trio to wait, so a threshold of 0 jumps over them.
+"""
+
+from __future__ import annotations
+
+import gc
+import logging
+import socket
+import struct
+import threading
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import h11
+import trio
+
+from trioserve.asgi.load import detect_mode, wrap_app
+from trioserve.config import Config
+from trioserve.structure.boundary import Fault
+from trioserve.worker.worker import Worker, serve_worker
+
+__all__ = ["RawClient", "Response", "TestServer", "no_leaks", "serving"]
+
+Headers = Sequence[tuple[bytes | str, bytes | str]]
+
+
+@dataclass(slots=True)
+class Response:
+    """What a client received.
+
+    Attributes:
+        status: status code. headers: lower-case names, in order. body: all of it.
+        interim: status codes of interim (1xx) responses that came before.
+        complete: the framing was whole; False if the connection ended first.
+        trailers: trailer fields of a chunked body.
+    """
+
+    status: int
+    headers: list[tuple[bytes, bytes]]
+    body: bytes = b""
+    interim: list[int] = field(default_factory=list)
+    complete: bool = True
+    trailers: list[tuple[bytes, bytes]] = field(default_factory=list)
+
+    def header(self, name: str) -> str | None:
+        """The value of the first field of that name, or None."""
+        wanted = name.lower().encode("ascii")
+        return next((value.decode("latin-1") for key, value in self.headers if key == wanted), None)
+
+
+class RawClient:
+    """One connection to the server, byte by byte or request by request."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self.sock = sock
+        self.received = b""
+        self._methods: list[str] = []
+
+    async def __aenter__(self) -> RawClient:
+        return self
+
+    async def __aexit__(self, *_exc: object) -> None:
+        self.close()
+
+    async def send(self, data: bytes) -> None:
+        """Send all of `data`."""
+        view = memoryview(data)
+        while view:
+            try:
+                view = view[self.sock.send(view) :]
+            except BlockingIOError:
+                await trio.lowlevel.wait_writable(self.sock)
+
+    async def receive(self, size: int = 65536) -> bytes:
+        """Receive some bytes; `b""` at the end of the stream. A reset raises `ConnectionResetError`."""
+        while True:
+            try:
+                return self.sock.recv(size)
+            except BlockingIOError:
+                await trio.lowlevel.wait_readable(self.sock)
+
+    async def receive_all(self) -> bytes:
+        """Everything up to the end of the stream, or to a reset."""
+        parts = [self.received]
+        self.received = b""
+        try:
+            while part := await self.receive():
+                parts.append(part)
+        except ConnectionResetError:
+            pass
+        return b"".join(parts)
+
+    async def receive_until(self, marker: bytes) -> bytes:
+        """Everything up to and with `marker`; what follows is kept for the next call."""
+        while marker not in self.received:
+            part = await self.receive()
+            if not part:
+                raise EOFError(f"the stream ended before {marker!r}: {self.received[-200:]!r}")
+            self.received += part
+        end = self.received.index(marker) + len(marker)
+        found, self.received = self.received[:end], self.received[end:]
+        return found
+
+    async def get(self, target: str = "/", headers: Headers = (), *, method: str = "GET") -> Response:
+        """Send a request without a body and return the response."""
+        return await self.request(method, target, headers)
+
+    async def request(
+        self, method: str, target: str = "/", headers: Headers = (), body: bytes | None = None
+    ) -> Response:
+        """Send one HTTP/1.1 request, with Host and (for a body) Content-Length added, and return the response."""
+        await self.send(encode_request(method, target, headers, body))
+        return await self.read_response(method)
+
+    async def read_response(self, method: str = "GET") -> Response:
+        """Read one response to a request with `method`; incomplete if the connection ends in it."""
+        parser = h11.Connection(h11.CLIENT)
+        parser.send(h11.Request(method=method, target="/", headers=[("host", "x")]))
+        parser.send(h11.EndOfMessage())
+        parser.receive_data(self.received) if self.received else None
+        self.received = b""
+        response: Response | None = None
+        interim: list[int] = []
+        while True:
+            try:
+                event = parser.next_event()
+            except h11.RemoteProtocolError:
+                # h11's way to say that the stream ended inside a body.
+                if response is None:
+                    raise
+                response.complete = False
+                return response
+            if event is h11.NEED_DATA:
+                try:
+                    data = await self.receive()
+                except ConnectionResetError:
+                    if response is None:
+                        raise
+                    response.complete = False
+                    return response
+                if not data and response is None:
+                    raise EOFError("the connection was closed without a response")
+                parser.receive_data(data)
+            elif isinstance(event, h11.InformationalResponse):
+                interim.append(event.status_code)
+            elif isinstance(event, h11.Response):
+                response = Response(event.status_code, list(event.headers), interim=interim)
+            elif isinstance(event, h11.Data):
+                assert response is not None
+                response.body += bytes(event.data)
+            elif isinstance(event, h11.EndOfMessage):
+                assert response is not None
+                response.trailers = list(event.headers)
+                self.received = parser.trailing_data[0]
+                return response
+
+    def send_eof(self) -> None:
+        """Half-close: FIN, while we go on reading."""
+        self.sock.shutdown(socket.SHUT_WR)
+
+    def reset(self) -> None:
+        """Close with RST."""
+        self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        self.sock.close()
+
+    def close(self) -> None:
+        """Close as a client that is done does."""
+        self.sock.close()
+
+
+def encode_request(
+    method: str, target: str = "/", headers: Headers = (), body: bytes | None = None, *, version: str = "1.1"
+) -> bytes:
+    """One request as bytes; Host and Content-Length are added where they are missing."""
+    fields = [(_as_bytes(name), _as_bytes(value)) for name, value in headers]
+    names = {name.lower() for name, _ in fields}
+    if b"host" not in names:
+        fields.insert(0, (b"host", b"testserver"))
+    if body is not None and not names & {b"content-length", b"transfer-encoding"}:
+        fields.append((b"content-length", str(len(body)).encode()))
+    head = f"{method} {target} HTTP/{version}\r\n".encode("latin-1")
+    return head + b"".join(b"%b: %b\r\n" % pair for pair in fields) + b"\r\n" + (body or b"")
+
+
+class TestServer:
+    """A running server, seen from a test.
+
+    Attributes:
+        worker: the real worker, for its drain, counters and boundary.
+        addresses: as given to `task_status.started()`.
+    """
+
+    __test__ = False  # pytest: this is no test class
+
+    def __init__(self, worker: Worker, addresses: list[str]) -> None:
+        self.worker = worker
+        self.addresses = addresses
+
+    @property
+    def port(self) -> int:
+        """The port of the first TCP address."""
+        return int(self.addresses[0].rpartition(":")[2])
+
+    @property
+    def failure(self) -> Fault | None:
+        """What ended the worker, if something did."""
+        return self.worker.context.boundary.failure
+
+    def connect(self, *, receive_buffer: int | None = None) -> RawClient:
+        """A new connection; `receive_buffer` bytes make a client that is slow to take data."""
+        if self.addresses[0].startswith("unix:"):
+            sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+            address: Any = self.addresses[0].removeprefix("unix:")
+        else:
+            host = self.addresses[0].removeprefix("http://").rpartition(":")[0].strip("[]")
+            sock = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_STREAM)
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            address = (host, self.port)
+        if receive_buffer is not None:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
+        # Loopback connects at once: the kernel's queue answers, not the server.
+        sock.connect(address)
+        sock.setblocking(False)
+        return RawClient(sock)
+
+    async def get(self, target: str = "/", headers: Headers = ()) -> Response:
+        """One request on a connection of its own."""
+        async with self.connect() as client:
+            return await client.get(target, headers)
+
+    async def wait_idle(self) -> None:
+        """Return once no connection is open."""
+        context = self.worker.context
+        while context.connections:
+            await context.room.park()
+
+
+@asynccontextmanager
+async def serving(app: Any, config: Config | None = None, **settings: Any) -> AsyncIterator[TestServer]:
+    """Serve `app` on a free port of 127.0.0.1 while the block runs, then drain; `settings` go to the Config.
+
+    A worker that the app's faults have ended does not raise here: look at `server.failure`. Leaving the block asserts
+    that the worker has kept no connection, no deadline and no request in flight.
+    """
+    if config is None:
+        config = Config()
+        config.bind = ["127.0.0.1:0"]
+        config.errorlog = logging.getLogger("trioserve.tests")
+        config.graceful_timeout = 1.0
+        config.startup_timeout = config.shutdown_timeout = 5.0
+    for name, value in settings.items():
+        setattr(config, name, value)
+    config.validate()
+    workers: list[Worker] = []
+
+    async def serve(task_status: trio.TaskStatus[list[str]]) -> None:
+        asgi = wrap_app(app, detect_mode(app), config)
+        await serve_worker(asgi, config, task_status=task_status, on_worker=workers.append)
+
+    async with trio.open_nursery() as nursery:
+        addresses = await nursery.start(serve)
+        yield TestServer(workers[0], addresses)
+        workers[0].drain.begin("the test is over")
+    context = workers[0].context
+    assert not context.connections, f"connections left: {context.connections}"
+    assert context.counters.in_flight == 0, (
+        f"{context.counters.in_flight} requests still counted as in flight"
+    )
+    assert context.deadlines.armed == 0, f"deadlines left: {context.deadlines}"
+
+
+@asynccontextmanager
+async def no_leaks() -> AsyncIterator[None]:
+    """Assert that the block leaves no task, descriptor or thread behind that was not there before."""
+    before = _inventory()
+    yield
+    gc.collect()
+    after = _inventory()
+    for name, count in before.items():
+        assert after[name] <= count, f"{name} leaked: {count} before, {after[name]} after"
+
+
+def _inventory() -> dict[str, int]:
+    descriptors = Path("/proc/self/fd")
+    return {
+        "tasks": trio.lowlevel.current_statistics().tasks_living,
+        "descriptors": len(list(descriptors.iterdir())) if descriptors.exists() else 0,
+        # trio keeps idle worker threads for 10 s by design.
+        "threads": sum(not thread.name.startswith("Trio thread") for thread in threading.enumerate()),
+    }
+
+
+def _as_bytes(value: bytes | str) -> bytes:
+    return value if isinstance(value, bytes) else value.encode("latin-1")

@@ -1,0 +1,172 @@
+"""The worker as a whole process: signals, the hard exit, the exit code.
+
+Called by `cli.py` (`run_command`) and `trioserve.run` (`run_app`). Signals, in any order and number:
+
+    SIGTERM, SIGINT   first: drain; second: cancel what still runs; third: exit at once
+    SIGQUIT           cancel what runs, as a second SIGTERM does
+    SIGUSR1           reopen log files
+    SIGHUP            reload is the supervisor's; without one it is logged and ignored
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import trio
+
+from trioserve.asgi.load import load_app, wrap_app
+from trioserve.config import Config
+from trioserve.errors import (
+    EXIT_HARD_DRAIN,
+    EXIT_OK,
+    EXIT_SERVER_BUG,
+    BindError,
+    ConfigError,
+    LifespanFailed,
+    TrioserveError,
+)
+from trioserve.observe.process import pid_file
+from trioserve.structure.boundary import worker_facts
+from trioserve.structure.context import ASGIApp
+from trioserve.structure.crash_report import WorkerFacts, build_report, emit_report
+from trioserve.structure.drain import CLEANUP_SECONDS, HardExit
+from trioserve.worker.worker import Worker, serve_worker
+
+_SIGNALS = ("SIGTERM", "SIGINT", "SIGQUIT", "SIGUSR1", "SIGHUP")
+
+
+def run_command(config: Config, application: str) -> int:
+    """Load `application` and serve it; returns the process's exit code.
+
+    Raises:
+        AppNotFound: there is no such app.
+    """
+    loaded = load_app(application, factory=config.factory)
+    return run_app(wrap_app(loaded.app, loaded.mode, config), config)
+
+
+def run_app(app: ASGIApp, config: Config) -> int:
+    """Serve an ASGI app in a `trio.run` of its own; returns the process's exit code. Problems go to stderr."""
+    process = _Process(config)
+    try:
+        with pid_file(config.pid_path):
+            trio.run(process.main, app)
+    except (BindError, ConfigError, LifespanFailed) as error:
+        print(f"trioserve: {error}", file=sys.stderr)
+        return error.exit_code
+    except TrioserveError as error:
+        print(f"trioserve: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        return 128 + signal.SIGINT
+    except BaseException as error:
+        # Whatever comes out here has passed by the boundary: it is ours.
+        report = build_report(
+            row="S2" if isinstance(error, trio.TrioInternalError) else "S1",
+            verdict="fatal",
+            error=error,
+            request=None,
+            worker=process.facts(),
+            nth=1,
+        )
+        emit_report(report, config.crash_dir)
+        return EXIT_SERVER_BUG
+    finally:
+        process.hard_exit.disarm()
+    return process.exit_code()
+
+
+class _Process:
+    """What a worker's process knows besides the worker."""
+
+    def __init__(self, config: Config) -> None:
+        self._config = config
+        self._worker: Worker | None = None
+        self._stops = 0
+        self.hard_exit = HardExit(self._report_hard_exit, EXIT_HARD_DRAIN)
+
+    async def main(self, app: ASGIApp) -> None:
+        """The root of `trio.run`: the signal handler beside the worker."""
+        wanted = [getattr(signal, name) for name in _SIGNALS if hasattr(signal, name)]
+        with trio.open_signal_receiver(*wanted) as signals:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._handle_signals, signals, name="signals")
+                try:
+                    await serve_worker(app, self._config, on_worker=self._adopt)
+                finally:
+                    nursery.cancel_scope.cancel(reason="the worker has ended")
+
+    def _adopt(self, worker: Worker) -> None:
+        self._worker = worker
+        worker.drain.on_begin(self._arm_hard_exit)
+
+    def _arm_hard_exit(self) -> None:
+        assert self._worker is not None
+        config = self._config
+        if config.hard_exit_after is None:
+            return
+        drain = self._worker.drain
+        reserved = 0.0 if drain.cut_lifespan else config.shutdown_timeout
+        self.hard_exit.arm(drain.grace + CLEANUP_SECONDS + reserved + config.hard_exit_after)
+
+    async def _handle_signals(self, signals: Any) -> None:
+        async for number in signals:
+            self._handle_signal(number)
+
+    def _handle_signal(self, number: int) -> None:
+        worker = self._worker
+        if worker is None:
+            os._exit(128 + number)
+        name = signal.Signals(number).name
+        if name == "SIGUSR1":
+            worker.logs.reopen()
+        elif name == "SIGHUP":
+            worker.logs.error.warning("SIGHUP ignored: reloading needs the supervisor; to stop, send SIGTERM")
+        elif name == "SIGQUIT":
+            self._stops = max(self._stops, 1) + 1
+            worker.drain.hurry(name)
+        else:
+            self._stops += 1
+            if self._stops == 1:
+                worker.drain.begin(name)
+            elif self._stops == 2:
+                worker.logs.error.warning("%s again: cancelling what still runs", name)
+                worker.drain.hurry(name)
+            else:
+                os.write(2, f"trioserve: {name} for the third time: exiting at once\n".encode())
+                os._exit(128 + number)
+
+    def facts(self) -> WorkerFacts:
+        """For a report that is written outside `trio.run`."""
+        worker = self._worker
+        if worker is None:
+            return WorkerFacts(uptime=0.0, requests_served=0, in_flight=0)
+        try:
+            return worker_facts(worker.context)
+        except Exception:
+            # The worker's clock may need trio's, which is gone once the run has crashed.
+            counters = worker.context.counters
+            return WorkerFacts(uptime=0.0, requests_served=counters.requests, in_flight=counters.in_flight)
+
+    def exit_code(self) -> int:
+        """What the process ends with, once the worker has ended."""
+        failure = self._worker.context.boundary.failure if self._worker is not None else None
+        return EXIT_OK if failure is None else failure.exit_code
+
+    def _report_hard_exit(self) -> None:
+        worker = self._worker
+        reason = worker.drain.reason if worker is not None else "?"
+        error = TimeoutError(f"the drain ({reason}) did not end in time; requests or the app hold it up")
+        report = build_report(
+            row="H2",
+            verdict="fatal",
+            error=error,
+            request=None,
+            worker=self.facts(),
+            nth=1,
+        )
+        emit_report(report, self._config.crash_dir)

@@ -1,0 +1,301 @@
+"""A worker's whole life: bind -> load the app's lifespan -> listen -> wait -> drain -> exit. START READING HERE.
+
+    serve_worker
+    ├─ _drain_on_cancel            the only task that hears the caller's cancellation: it begins the drain
+    └─ (shield with a deadline)
+       ├─ lifespan                 the app's startup and shutdown; its context is the template for requests
+       ├─ hub, reaper, flusher
+       ├─ trigger                  the caller's shutdown_trigger
+       └─ connections nursery      its deadline is set when draining
+          ├─ listeners             own scope, cancelled first
+          └─ a task per connection
+
+Callers: `trioserve.serve` (library) and `run_command` (the command). Cancelling `serve_worker` drains: requests in
+flight get `graceful_timeout`, the app's lifespan its shutdown; then the cancellation goes on its way.
+"""
+
+from __future__ import annotations
+
+import gc
+import socket
+from collections.abc import Awaitable, Callable, Iterable
+from typing import Any
+
+import trio
+
+from trioserve.asgi.lifespan import Lifespan
+from trioserve.config import Config, resolve_exceptions
+from trioserve.errors import LifespanDied, LifespanFailed
+from trioserve.http import engines
+from trioserve.http.flusher import Flusher
+from trioserve.http.response import DefaultFields
+from trioserve.net.bind import Listeners, open_listeners
+from trioserve.net.hub import EpollHub, open_hub
+from trioserve.observe.logs import Logs, setup_logs
+from trioserve.structure.admission import Admission
+from trioserve.structure.boundary import Boundary
+from trioserve.structure.context import ASGIApp, WorkerContext
+from trioserve.structure.drain import CLEANUP_SECONDS, Drain, DrainState
+from trioserve.worker.listener import Listener
+
+
+class Worker:
+    """One running worker: its context, its sockets and logs, and the steps of its life.
+
+    Attributes:
+        context: the record handed to every task below.
+        listeners: the bound sockets.
+    """
+
+    def __init__(self, app: ASGIApp, config: Config, logs: Logs, listeners: Listeners) -> None:
+        self.logs = logs
+        self.listeners = listeners
+        self.config = config
+        self.context = context = WorkerContext(app, config, open_hub(config.hub), logs.error)
+        context.access_log = logs.access
+        context.boundary = Boundary(
+            context,
+            contain=resolve_exceptions(config.contain_errors),
+            fatal=resolve_exceptions(config.fatal_errors),
+        )
+        context.new_engine = engines.factory(
+            config.http_engine, context.limits, raw_names=config.h11_pass_raw_headers
+        )
+        context.response_defaults = DefaultFields(
+            date=config.include_date_header,
+            server=b"trioserve" if config.include_server_header else None,
+            others=[(b"alt-svc", value.encode("latin-1")) for value in config.alt_svc_headers],
+        )
+        if isinstance(context.hub, EpollHub):
+            context.flusher = Flusher()
+        if config.max_concurrent_requests is not None:
+            context.admission = Admission(
+                config.max_concurrent_requests, config.request_queue_size, config.request_queue_timeout
+            )
+        self.lifespan = Lifespan(app, config.lifespan, context.state, logs.error, self._lifespan_died)
+        self._listening = trio.CancelScope()
+
+    def __repr__(self) -> str:
+        return f"<Worker {self.context.drain.state.value} connections={len(self.context.connections)}>"
+
+    @property
+    def drain(self) -> Drain:
+        """The worker's end."""
+        return self.context.drain
+
+    # -- the life, top to bottom -----------------------------------------------------------------------------
+
+    async def run(
+        self,
+        *,
+        shutdown_trigger: Callable[..., Awaitable[object]] | None = None,
+        task_status: trio.TaskStatus[list[str]] = trio.TASK_STATUS_IGNORED,
+    ) -> None:
+        """Serve until drained. Raises what startup raised; a later failure is in the boundary's `failure`."""
+        context = self.context
+        try:
+            async with trio.open_nursery() as structure:
+                structure.start_soon(context.hub.run, name="hub")
+                structure.start_soon(context.deadlines.run, name="reaper")
+                if context.flusher is not None:
+                    structure.start_soon(context.flusher.run, name="flusher")
+                if await self._start_lifespan(structure):
+                    await self._serve_connections(structure, shutdown_trigger, task_status)
+                    await self._stop_lifespan()
+                structure.cancel_scope.cancel(reason="the worker has drained")
+        finally:
+            self.drain.advance(DrainState.STOPPED)
+            context.hub.close()
+
+    async def _start_lifespan(self, nursery: trio.Nursery) -> bool:
+        """Run the app's startup; False if the worker is asked to end before the app is ready."""
+        async with trio.open_nursery() as starting:
+            starting.start_soon(self._give_up_startup, starting.cancel_scope)
+            await self.lifespan.startup(nursery, self.config.startup_timeout)
+            starting.cancel_scope.cancel(reason="startup is complete")
+        if self.lifespan.context is not None:
+            self.context.base_context = self.lifespan.context
+        return self.drain.state is DrainState.RUNNING
+
+    async def _give_up_startup(self, scope: trio.CancelScope) -> None:
+        await self.drain.wait(DrainState.DRAINING)
+        scope.cancel(reason=self.drain.reason)
+
+    async def _serve_connections(
+        self,
+        structure: trio.Nursery,
+        shutdown_trigger: Callable[..., Awaitable[object]] | None,
+        task_status: trio.TaskStatus[list[str]],
+    ) -> None:
+        context = self.context
+        self.listeners.listen(self.config.backlog)
+        # What lives now lives as long as the worker: the collector need not look at it again.
+        gc.collect()
+        gc.freeze()
+        async with trio.open_nursery() as connections:
+            listeners = [Listener(context, sock, connections) for sock in self.listeners.sockets]
+            connections.start_soon(self._listen, listeners, name="listeners")
+            for address in self.listeners.addresses():
+                self.logs.error.info("Running on %s (CTRL + C to quit)", address)
+            task_status.started(self.listeners.addresses())
+            if shutdown_trigger is not None:
+                structure.start_soon(self._await_trigger, shutdown_trigger, name="shutdown trigger")
+            await self.drain.wait(DrainState.DRAINING)
+            await self._drain(listeners, connections)
+
+    async def _listen(self, listeners: list[Listener]) -> None:
+        with self._listening:
+            async with trio.open_nursery() as nursery:
+                for listener in listeners:
+                    nursery.start_soon(self._run_listener, listener, name=repr(listener))
+
+    async def _run_listener(self, listener: Listener) -> None:
+        try:
+            await listener.run()
+        except OSError as error:
+            self.context.boundary.judge("S3", error)
+
+    async def _await_trigger(self, shutdown_trigger: Callable[..., Awaitable[object]]) -> None:
+        await shutdown_trigger()
+        self.drain.begin("the shutdown trigger")
+
+    # -- the end ---------------------------------------------------------------------------------------------
+
+    async def _drain(self, listeners: list[Listener], connections: trio.Nursery) -> None:
+        """DRAINING: stop accepting, close the idle, wait for the busy; then CANCELLING."""
+        context = self.context
+        drain = self.drain
+        self.logs.error.info("draining: %s; %d requests in flight", drain.reason, context.counters.in_flight)
+        if self.config.pre_drain_delay and drain.grace:
+            # A load balancer needs a moment to notice; what it still sends meanwhile is accepted.
+            with trio.move_on_after(min(self.config.pre_drain_delay, drain.grace)):
+                await drain.wait(DrainState.CANCELLING)
+        self._listening.cancel(reason="draining")
+        for listener in listeners:
+            # What the kernel has queued was accepted on our behalf: serve it, or its clients get a reset.
+            try:
+                listener.accept(self.config.backlog)
+            except OSError as error:
+                self.logs.error.debug("last accept: %s", error)
+        self.listeners.close()
+        for connection in list(context.connections):
+            connection.wake_for_drain()
+        async with trio.open_nursery() as grace:
+            grace.start_soon(self._cancel_after_grace, connections)
+            while context.connections:
+                await context.room.park()
+            grace.cancel_scope.cancel(reason="all connections are closed")
+
+    async def _cancel_after_grace(self, connections: trio.Nursery) -> None:
+        began = trio.current_time()
+        while self.drain.state is DrainState.DRAINING:
+            # The grace may shrink while we wait (a fault in a handler): look again, at most a second late.
+            left = began + self.drain.grace - trio.current_time()
+            if left <= 0:
+                self.drain.advance(DrainState.CANCELLING)
+            with trio.move_on_after(min(left, 1.0)):
+                await self.drain.wait(DrainState.CANCELLING)
+        self._log_cut()
+        connections.cancel_scope.cancel(reason=f"drain: {self.drain.reason}")
+
+    def _log_cut(self) -> None:
+        """Say which requests did not make it."""
+        cut = [c for c in self.context.connections if c.exchange is not None]
+        if not cut:
+            return
+        self.logs.error.warning("%d requests were cut by the drain after %g s:", len(cut), self.drain.grace)
+        for connection in cut[:100]:
+            assert connection.exchange is not None
+            facts = connection.exchange.describe()
+            self.logs.error.warning(
+                "  cut: %s %s after %.1f s, response %s, phase %s, connection %d",
+                facts["method"],
+                facts["path"],
+                facts["elapsed"],
+                facts["response"],
+                connection.phase,
+                connection.id,
+            )
+
+    async def _stop_lifespan(self) -> None:
+        if self.drain.cut_lifespan:
+            self.logs.error.warning("lifespan shutdown is skipped: the process's state cannot be trusted")
+            return
+        await self.lifespan.shutdown(self.config.shutdown_timeout)
+
+    def _lifespan_died(self, error: BaseException) -> None:
+        death = LifespanDied(f"the app's lifespan task ended with {type(error).__name__}")
+        death.__cause__ = error
+        self.context.boundary.judge("L3" if isinstance(error, Exception) else "X3", death)
+
+
+async def serve_worker(
+    app: ASGIApp,
+    config: Config,
+    *,
+    sockets: Iterable[socket.socket] | None = None,
+    shutdown_trigger: Callable[..., Awaitable[object]] | None = None,
+    task_status: trio.TaskStatus[list[str]] = trio.TASK_STATUS_IGNORED,
+    on_worker: Callable[[Worker], None] | None = None,
+    library: bool = False,
+) -> Worker:
+    """Run one worker to its end and return it, for the caller to read `context.boundary.failure`.
+
+    Args:
+        app: ASGI 3.
+        config: validated.
+        sockets: bound sockets to use instead of `config.bind`.
+        shutdown_trigger: the worker drains when this returns.
+        task_status: told the bound addresses once connections are accepted.
+        library: the process is the caller's, so settings about processes are none of our business.
+        on_worker: called with the worker as soon as it exists (signals and the hard exit hold on to it).
+
+    Raises:
+        BindError, LifespanFailed: it could not start.
+        trio.Cancelled: the caller's, after the drain.
+    """
+    listeners = open_listeners(
+        config.bind, umask=config.umask, user=config.user, group=config.group, sockets=sockets
+    )  # fmt: skip
+    logs = setup_logs(config)
+    try:
+        for level, advice in config.advice(library=library):
+            logs.error.log(level, "%s", advice)
+        worker = Worker(app, config, logs, listeners)
+        if on_worker is not None:
+            on_worker(worker)
+        async with trio.open_nursery() as outer:
+            with trio.CancelScope(shield=True) as shield:
+                outer.start_soon(_drain_on_cancel, worker, name="wait for cancellation")
+                worker.drain.on_begin(lambda: _bound_shield(worker, shield))
+                await worker.run(shutdown_trigger=shutdown_trigger, task_status=task_status)
+            outer.cancel_scope.cancel(reason="the worker has ended")
+        return worker
+    except BaseExceptionGroup as group:
+        raise _unwrap(group) from None
+    finally:
+        listeners.close()
+        logs.close(CLEANUP_SECONDS)
+
+
+async def _drain_on_cancel(worker: Worker) -> None:
+    try:
+        await trio.sleep_forever()
+    finally:
+        worker.drain.begin("cancelled by the caller")
+
+
+def _bound_shield(worker: Worker, shield: trio.CancelScope) -> None:
+    """A shield has a deadline: once the end has begun, this is when it comes at the latest."""
+    config = worker.config
+    shield.deadline = (
+        trio.current_time() + worker.drain.grace + 2 * CLEANUP_SECONDS + config.shutdown_timeout
+    )  # fmt: skip
+
+
+def _unwrap(group: BaseExceptionGroup[Any]) -> BaseException:
+    """The single exception inside groups that only our own nurseries made; otherwise the group."""
+    current: BaseException = group
+    while isinstance(current, BaseExceptionGroup) and len(current.exceptions) == 1:
+        current = current.exceptions[0]
+    return current if isinstance(current, LifespanFailed | trio.Cancelled) else group
