@@ -268,14 +268,22 @@ class ServerProcess:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        code = None if self._process is None else self._process.poll()
+        code = None
+        if error is not None and self._process is not None:
+            # A dying process drops its connections a moment before it can be waited for.
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                code = self._process.wait(0.2)
         tail = self.output_tail()
         self.stop()
         self._directory.cleanup()
-        if isinstance(error, OSError | http.client.HTTPException | TurnError) and code is not None:
-            raise TurnError(
-                f"the server ended with code {code} in mid-run ({error}); it said: {tail}"
-            ) from error
+        if not isinstance(error, OSError | http.client.HTTPException | TurnError):
+            return
+        if code is not None:
+            message = f"the server ended with code {code} ({error}); it said: {tail}"
+            raise TurnError(message) from error
+        if not isinstance(error, TurnError):
+            message = f"{type(error).__name__}: {error}; the server, still running, had said: {tail}"
+            raise TurnError(message) from error
 
     @property
     def pid(self) -> int:

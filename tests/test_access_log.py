@@ -123,6 +123,7 @@ def utc_clock(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], None]
         ("{Accept}i", {"request_headers": [(b"accept", b"a"), (b"accept", b"b")]}, "a, b"),
         ("{content-TYPE}o", {}, "text/plain"),
         ("{X}o", {}, "-"),
+        ("a", {"request_headers": [(b"uSer-Agent", b"raw names"), (b"user-agent", b"two")]}, "raw names"),
     ],
 )
 def test_atoms(atom: str, changes: dict[str, Any], expected: str) -> None:
@@ -291,7 +292,7 @@ def test_lines_go_to_a_file(writer: LogWriter, tmp_path: Path) -> None:
 def test_a_file_that_cannot_be_opened_is_a_config_error(writer: LogWriter, tmp_path: Path) -> None:
     config = Config()
     config.accesslog = str(tmp_path / "nowhere" / "access")
-    with pytest.raises(ConfigError, match="accesslog = .*No such file"):
+    with pytest.raises(ConfigError, match=r"accesslog = .*No such file"):
         AccessLog.from_config(config, writer)
 
 

@@ -228,3 +228,24 @@ def test_missing_wrk_is_explained_with_the_package() -> None:
     )
     assert done.returncode == 2
     assert "apt install wrk" in done.stderr
+
+
+def test_a_server_that_dies_in_mid_run_is_reported_with_code_and_words() -> None:
+    source = (
+        "import http.server, json, os, sys\n"
+        "class Handler(http.server.BaseHTTPRequestHandler):\n"
+        "    def log_message(self, *args): pass\n"
+        "    def do_GET(self):\n"
+        "        if self.path == '/die': print('out of luck', flush=True); os._exit(9)\n"
+        "        body = json.dumps({'pid': os.getpid(), 'count': 0}).encode()\n"
+        "        self.send_response(200); self.end_headers(); self.wfile.write(body)\n"
+        "http.server.HTTPServer(('127.0.0.1', int(sys.argv[1])), Handler).serve_forever()\n"
+    )
+    mortal = servers.Server("mortal", (), "", lambda launch: ["-c", source, str(launch.port)])
+    with (
+        pytest.raises(TurnError, match=r"ended with code 9 .*out of luck"),
+        servers.ServerProcess(mortal, "bench.apps:hello", servers.choose_cores()) as process,
+    ):
+        pid = process.pid
+        process.fetch("GET", "/die")
+    assert measure.process_tree(pid) == []

@@ -405,16 +405,15 @@ def test_what_is_said_of_odd_errors() -> None:
 async def test_a_cancelled_tells_its_reason() -> None:
     with trio.CancelScope() as scope:
         scope.cancel(reason="late: request_head")
-        try:
+        with pytest.raises(trio.Cancelled) as caught:
             await trio.sleep_forever()
-        except trio.Cancelled as error:
-            described = describe_error(error)
-            group = BaseExceptionGroup("mixed", [error, ValueError("the real one")])
-            assert find_leaf(group).args == ("the real one",)
-            assert find_leaf(BaseExceptionGroup("only", [error])) is error
-            raise
+    error = caught.value
+    described = describe_error(error)
     assert described["cancelled"]["source"] == "explicit"
     assert described["cancelled"]["reason"] == "late: request_head"
+    group = BaseExceptionGroup("mixed", [error, ValueError("the real one")])
+    assert find_leaf(group).args == ("the real one",)
+    assert find_leaf(BaseExceptionGroup("only", [error])) is error
 
 
 # -- signatures ---------------------------------------------------------------------------------------------
@@ -450,17 +449,18 @@ def test_an_installed_app_is_told_from_its_framework(tmp_path: Path) -> None:
     library = tmp_path / "lib" / "dist-packages"
     framework = load_module(library / "starlette" / "x.py", "def fail():\n    raise OSError\n")
     app = load_module(library / "shop" / "views.py", "def view(call):\n    call()\n")
-    try:
-        app.view(framework.fail)
-    except OSError as error:
-        assert error.__traceback__ is not None
-        error.__traceback__ = error.__traceback__.tb_next  # without the frame of this test
-        assert signature(error) == f"OSError at {library}/shop/views.py:2"
-        assert error.__traceback__ is not None
-        error.__traceback__ = error.__traceback__.tb_next
-        assert signature(error) == f"OSError at {library}/starlette/x.py:2"
-        error.__traceback__ = None
-        assert signature(error) == "OSError at no traceback"
+    error = catch(lambda: app.view(framework.fail))
+    assert error.__traceback__ is not None
+    # Without the frames of this file, which are "the app's" as well.
+    within = error.__traceback__.tb_next
+    assert within is not None
+    error.__traceback__ = within.tb_next
+    assert signature(error) == f"OSError at {library}/shop/views.py:2"
+    assert error.__traceback__ is not None
+    error.__traceback__ = error.__traceback__.tb_next
+    assert signature(error) == f"OSError at {library}/starlette/x.py:2"
+    error.__traceback__ = None
+    assert signature(error) == "OSError at no traceback"
 
 
 def test_the_signature_of_a_group_is_that_of_its_first_leaf() -> None:
@@ -510,6 +510,14 @@ assert path is not None
     assert parsed["row"] == "M1"
     assert parsed["signature"].startswith("MemoryError at")
     assert [path.read_bytes() for path in tmp_path.iterdir()] == [done.stderr]
+
+
+async def test_another_thread_may_show_the_tasks_of_a_run() -> None:
+    """As the watchdog does, when the run itself cannot any more."""
+    root = trio.lowlevel.current_root_task()
+    report = await trio.to_thread.run_sync(lambda: make_report(TimeoutError("too long"), root=root))
+    assert any("test_another_thread" in entry for entry in report["tasks"])
+    assert report["statistics"] is None
 
 
 def test_a_part_that_fails_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

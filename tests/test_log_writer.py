@@ -363,6 +363,20 @@ def test_close_is_idempotent_and_later_lines_are_counted(tmp_path: Path) -> None
     assert open_fds() == before
 
 
+def test_a_line_just_before_close_is_never_lost(tmp_path: Path) -> None:
+    """The thread is in the midst of a pass, or asleep, or lingering, at that moment."""
+    for number in range(300):
+        writer = LogWriter(linger=0.0005)
+        path = tmp_path / f"log{number}"
+        lane = writer.add_lane(writer.open(path).write_lines, urgent=bool(number % 2))
+        lane.put(b"one\n")
+        for _ in range(number % 7 * 100):
+            pass
+        lane.put(b"two\n")
+        assert writer.close(5)
+        assert path.read_bytes() == b"one\ntwo\n"
+
+
 def test_lines_are_written_when_the_interpreter_ends_without_close(tmp_path: Path) -> None:
     script = """
 import sys

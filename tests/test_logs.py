@@ -195,7 +195,7 @@ def test_two_servers_in_one_process_do_not_meet(tmp_path: Path, capfd: pytest.Ca
     assert second.access is not None
     for logs, name in ((first, "one"), (second, "two")):
         logs.error.error(name)
-        logs.error.debug(f"{name} in detail")  # noqa: G004
+        logs.error.debug("%s in detail", name)
         assert logs.access is not None
         logs.access.log(make_entry(name.encode()))
     assert first.close(5)

@@ -59,7 +59,7 @@ def test_hosts(value: str, expected: tuple[str, int]) -> None:
     "value", ["localhost", ":8125", "host:", "host:port", "host:0", "host:65536", "::1:8125", ""]
 )
 def test_wrong_hosts_are_named(value: str) -> None:
-    with pytest.raises(ConfigError, match="statsd_host = .* is not HOST:PORT"):
+    with pytest.raises(ConfigError, match=r"statsd_host = .* is not HOST:PORT"):
         parse_statsd_host(value)
 
 

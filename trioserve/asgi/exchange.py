@@ -30,6 +30,7 @@ from trioserve.errors import (
     UnexpectedMessage,
     WrongContentLength,
 )
+from trioserve.net.transport import Transport
 from trioserve.structure.context import ConnectionContext, Message
 
 # A sender whose writes never block gives way to the other connections this often (seconds).
@@ -76,23 +77,19 @@ class Exchange:
         debug_info: the `info` of an `http.response.debug` event, or None.
     """
 
-    __slots__ = (
-        "_last_yield", "_receiving", "_request_told", "_sending", "connection", "debug_info", "gone", "head_at",
-        "response_bytes", "state", "status",
-    )  # fmt: skip
-
-    def __init__(self, connection: ConnectionContext) -> None:
-        self.connection = connection
-        self.state = _NONE
-        self.status: int | None = None
-        self.head_at: float | None = None
-        self.response_bytes = 0
-        self.gone: ClientDisconnected | None = None
-        self.debug_info: Any = None
-        self._request_told = False  # the app has been given the end of the request body
-        self._receiving = False
-        self._sending = False
-        self._last_yield = 0.0
+    # An exchange is made for every request: what nearly always keeps its first value stands on the class.
+    connection: ConnectionContext
+    transport: Transport
+    state: ResponseState
+    status: int | None = None
+    head_at: float | None = None
+    response_bytes = 0
+    gone: ClientDisconnected | None = None
+    debug_info: Any = None
+    _request_told = False  # the app has been given the end of the request body
+    _receiving = False
+    _sending: bool
+    _last_yield = 0.0
 
     # -- what the app awaits ---------------------------------------------------------------------------------
 
@@ -152,7 +149,7 @@ class Exchange:
             elif more:
                 await self._give_way()
         elif event == "http.response.start" and state is _NONE:
-            if self.connection.transport.broken is not None:
+            if self.transport.broken is not None:
                 self._check_connected()
             try:
                 status = message["status"]

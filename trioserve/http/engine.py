@@ -41,6 +41,9 @@ _METHODS = {name.encode(): name for name in ("GET", "HEAD", "POST", "PUT", "DELE
 # A request line of the common kind; all others take the longer way. RFC 9112 section 3.
 _COMMON_LINE = re.compile(rb"(%b) (/[!\"$-~]*) HTTP/1\.([01])\r\n" % b"|".join(_METHODS)).match
 
+# Fields that decide where the message ends or what becomes of the connection.
+_DECISIVE = frozenset({b"content-length", b"transfer-encoding", b"connection", b"expect", b"te"})
+
 # Host values that were found valid: clients repeat them, and the check costs more than the look-up. Bounded,
 # because the peer chooses them.
 _good_hosts: set[bytes] = set()
@@ -117,17 +120,21 @@ class Engine:
         if len(self.target) > limits.target_size:
             raise RequestRefused(414, f"target of {len(self.target)} bytes")
         self.headers = headers = self.parse_fields(head)
-        if len(headers) > limits.header_count:
-            raise RequestRefused(431, f"{len(headers)} header fields")
         fields = dict(headers) if not self._raw_names else {n.lower(): v for n, v in headers}
-        if len(fields) != len(headers):
-            self._check_repeated(fields)
-        self._check_fields(fields)
-        self.body_bytes = 0
-        if self.content_length == 0:
-            self.body_complete = True
-        else:
-            self.begin_body()
+        self.content_length = self.body_bytes = 0
+        self.body_complete = True
+        self.keep_alive = self.version == "1.1"
+        self.expects_continue = self.wants_trailers = False
+        if (
+            len(fields) != len(headers)
+            or len(headers) > limits.header_count
+            or fields.get(b"host") not in _good_hosts
+            or not _DECISIVE.isdisjoint(fields)
+            or self.authority
+        ):
+            self._check_fields(fields)
+            if self.content_length != 0:
+                self.begin_body()
         return True
 
     def _receive_odd_head(self, data: bytes, end: int) -> bool:
@@ -210,6 +217,10 @@ class Engine:
 
     def _check_fields(self, fields: dict[bytes, bytes]) -> None:
         """The rules of RFC 9112 sections 3.2, 6 and 9 that decide where this message ends and what it asks."""
+        if len(self.headers) > self._limits.header_count:
+            raise RequestRefused(431, f"{len(self.headers)} header fields")
+        if len(fields) != len(self.headers):
+            self._check_repeated(fields)
         host = fields.get(b"host")
         if self.authority:
             self.headers = [(n, self.authority if n.lower() == b"host" else v) for n, v in self.headers]
@@ -219,14 +230,11 @@ class Engine:
                 raise RequestRefused(400, "no Host field")
         elif host not in _good_hosts:
             _check_host(host)
-        self.content_length = 0
         if b"content-length" in fields or b"transfer-encoding" in fields:
             self._check_framing(fields.get(b"content-length"), fields.get(b"transfer-encoding"))
-        self.keep_alive = self.version == "1.1"
         connection = fields.get(b"connection")
         if connection is not None:
             self._read_connection(connection)
-        self.expects_continue = self.wants_trailers = False
         if b"expect" in fields or b"te" in fields:
             self._read_expect_and_te(fields)
 
@@ -259,6 +267,8 @@ class Engine:
                 raise RequestRefused(413, f"Content-Length of {self.content_length}")
 
     def _read_connection(self, value: bytes) -> None:
+        if value == b"keep-alive" and self.version == "1.1":
+            return  # what browsers send, and what would hold anyway
         options = {option.strip() for option in value.lower().split(b",")}
         if b"close" in options:
             self.keep_alive = False

@@ -48,17 +48,20 @@ class Http1:
 
     Attributes:
         connection, engine: what it serves, and with which parser.
-        exchange: the exchange under way, or None.
         linger: the peer may still be sending, so closing must not destroy our last words (RFC 9112 section 9.6).
     """
 
-    __slots__ = ("connection", "engine", "exchange", "linger")
+    __slots__ = ("connection", "engine", "linger")
 
     def __init__(self, connection: ConnectionContext, engine: Engine) -> None:
         self.connection = connection
         self.engine = engine
-        self.exchange: Http1Exchange | None = None
         self.linger = False
+
+    @property
+    def exchange(self) -> Http1Exchange | None:
+        """The exchange under way, or None."""
+        return self.connection.exchange  # type: ignore[return-value]  # only this class sets it
 
     # -- the loop --------------------------------------------------------------------------------------------
 
@@ -78,9 +81,9 @@ class Http1:
         app = worker.app
         clock = worker.clock
         keep_alive = worker.timeouts.keep_alive
+        most_requests = worker.limits.keep_alive_requests if keep_alive else 0
         request_timeout = worker.timeouts.request
         new_context = worker.base_context.copy
-        counters = worker.counters
         admission = worker.admission
         data = transport.recv_nowait()
         while True:
@@ -89,27 +92,22 @@ class Http1:
                 if data is None:
                     if worker.draining and connection.idle:
                         return
-                    await watch.wait_readable()
+                    await watch.wait_readable(task)
                 elif not data:
                     return
                 elif connection.phase != "request_head" and engine.in_head:
-                    connection.idle = False
                     connection.start_phase("request_head", clock() + worker.timeouts.request_head)
                 data = transport.recv_nowait() if watch.readable or worker.draining else None
 
             # -- run the app on it
-            connection.idle = False
-            connection.requests += 1
-            counters.requests += 1
-            counters.in_flight += 1
-            connection.phase = connection.handler_phase = "request"
-            connection.deadline = connection.handler_deadline = NEVER
-            self.exchange = connection.exchange = exchange = Http1Exchange(connection, engine)
-            if request_timeout is not NEVER:
-                connection.handler_deadline = exchange.started_at + request_timeout
-                connection.enter_handler()
-            if watch.hangup:
-                connection.peer_gone()
+            connection.requests = number = connection.requests + 1
+            connection.phase = "request"
+            connection.deadline = NEVER
+            connection.exchange = exchange = Http1Exchange(
+                connection, engine, engine.keep_alive and number < most_requests
+            )
+            if request_timeout is not NEVER or watch.hangup:
+                connection.begin_handler(exchange.started_at + request_timeout)
             if admission is not None:
                 await admission.acquire()
                 exchange.admitted = True
@@ -127,15 +125,13 @@ class Http1:
                     return
             if worker.access_log is not None:
                 self.log("complete" if not watch.reset else "peer gone")
-            counters.in_flight -= 1
-            self.exchange = connection.exchange = None
-            if exchange.admitted and admission is not None:
+            connection.exchange = None
+            if admission is not None:
                 admission.release()
-            if not (exchange.keep_alive and keep_alive) or not (
-                engine.body_complete and not engine.body or self._discard_body()
-            ):
+            if not exchange.keep_alive:
                 return
-            connection.idle = True
+            if (not engine.body_complete or engine.body) and not self._discard_body():
+                return
             connection.phase = "keep_alive"
             # A response that left in one piece was complete when its head was written: one look at the clock less.
             connection.deadline = deadline = (exchange.completed_at or clock()) + keep_alive
@@ -144,11 +140,11 @@ class Http1:
             # A fresh copy of the lifespan's context per request; it takes effect when this task next resumes.
             task.context = new_context()
             data = engine.leftover
-            if data:
-                # Pipelined: there will be no wait, so give way here, and let the new context take effect.
-                await trio.lowlevel.checkpoint()
-            else:
+            if not data:
                 data = transport.recv_nowait() if watch.readable or worker.draining else None
+            if data:
+                # Here already: there will be no wait, so give way, and let the new context take effect.
+                await trio.lowlevel.checkpoint()
 
     def _discard_body(self) -> bool:
         """Throw away what is left of the request body; False if it is too much or not here yet."""
@@ -218,11 +214,10 @@ class Http1:
         """Take the exchange off the books."""
         exchange = self.exchange
         if exchange is not None:
-            worker = self.connection.worker
-            worker.counters.in_flight -= 1
-            if exchange.admitted and worker.admission is not None:
-                worker.admission.release()
-            self.connection.exchange = self.exchange = None
+            admission = self.connection.worker.admission
+            if exchange.admitted and admission is not None:
+                admission.release()
+            self.connection.exchange = None
 
     def write_last_words(self, status: int, extra: bytes = b"") -> None:
         """Answer in the app's stead, if the response has not begun and the peer can still hear; then close."""
@@ -298,33 +293,36 @@ class Http1Exchange(Exchange):
         told_gone: `receive()` has said `http.disconnect` although the response was not complete.
     """
 
-    __slots__ = (
-        "_block", "_body_waited", "_chunked", "_expected", "_flags", "_flush_asked", "_is_head", "_trailers",
-        "admitted", "completed_at", "engine", "fields", "keep_alive", "queue", "queued", "refusal", "started_at",
-        "told_gone", "transport",
-    )  # fmt: skip
+    engine: Engine
+    started_at: float
+    keep_alive: bool
+    queue: list[bytes | memoryview]
+    completed_at = 0.0
+    fields: Sequence[tuple[bytes, bytes]] = ()
+    queued = 0
+    refusal: RequestRefused | None = None
+    told_gone = False
+    admitted = False
+    _block = b""
+    _flags = 0
+    _flush_asked = False
+    _is_head: bool
+    _chunked = False
+    _expected: int | None = None
+    _trailers: list[bytes] | None
+    _body_waited = 0.0
 
-    def __init__(self, connection: ConnectionContext, engine: Engine) -> None:
-        super().__init__(connection)
-        self.engine = engine
+    def __init__(self, connection: ConnectionContext, engine: Engine, keep_alive: bool) -> None:
+        self.connection = connection
         self.transport = connection.transport
+        self.engine = engine
         self.started_at = connection.worker.clock()
-        self.keep_alive = engine.keep_alive
-        self.completed_at = 0.0
-        self.fields: Sequence[tuple[bytes, bytes]] = ()
-        self.queue: list[bytes | memoryview] = []
-        self.queued = 0
-        self.refusal: RequestRefused | None = None
-        self.told_gone = False
-        self.admitted = False
-        self._block = b""
-        self._flags = 0
-        self._flush_asked = False
+        self.keep_alive = keep_alive
+        self.state = _NONE
+        self.queue = []
+        self._sending = False
         self._is_head = engine.method == "HEAD"
-        self._chunked = False
-        self._expected: int | None = None
-        self._trailers: list[bytes] | None = None
-        self._body_waited = 0.0
+        self._trailers = None
 
     def __repr__(self) -> str:
         return f"<exchange {self.engine.method} {self.state.name} status={self.status}>"
@@ -332,16 +330,16 @@ class Http1Exchange(Exchange):
     def scope(self) -> Any:
         """The ASGI scope of this request."""
         engine = self.engine
+        connection = self.connection
+        version = engine.version
         extensions: dict[str, dict[object, object]] = {}
-        if engine.version == "1.1":
+        if version == "1.1":
             extensions["http.response.early_hint"] = {}
-            if engine.wants_trailers:
-                extensions["http.response.trailers"] = {}
-        if self.connection.worker.config.debug_extension:
+        if engine.wants_trailers:
+            extensions["http.response.trailers"] = {}
+        if connection.worker.debug_extension:
             extensions["http.response.debug"] = {}
-        return http_scope(
-            self.connection, engine.method, engine.target, engine.version, engine.headers, extensions
-        )
+        return http_scope(connection, engine.method, engine.target, version, engine.headers, extensions)
 
     @property
     def response_started(self) -> bool:
@@ -472,28 +470,24 @@ class Http1Exchange(Exchange):
     def wire_send_body(self, body: bytes, more: bool) -> bool:
         if self.state is _STREAMING:
             return self._send_next(body, more)
+        status = self.status
+        if more or self._is_head or status in BODILESS or self._trailers is not None:
+            return self._send_first(body, more)
         size = len(body)
-        bodiless = self._is_head or self.status in BODILESS
-        if bodiless:
-            self._check_bodiless(size)
-        elif self._expected is not None:
-            check_body_length(size, self._expected, not more)
-        if more or self._trailers is not None:
-            return self._send_streaming_head(body, more)
-        length = b""
-        if self._expected is None and self.status not in BODILESS:
-            length = b"content-length: %d\r\n" % size
-        parts = self._head_parts(length, more=False)
-        if size and not bodiless:
-            parts.append(body)
-            self.response_bytes = size
-        if size > _HOLD_SIZE:
-            self.queue += parts
-            self._complete()
-            return self._write_queue()
-        data = b"".join(parts)
+        if self._expected is None:
+            framing = b"content-length: %d\r\n" % size
+        else:
+            if self._expected != size:
+                check_body_length(size, self._expected, True)
+            framing = b""
+        head = self._head(framing)
         # Complete whatever the kernel takes of it now: nothing more may be sent, and what is left is in the queue.
         self._complete()
+        self.response_bytes = size
+        if size > _HOLD_SIZE:
+            self.queue += (head, body)
+            return self._write_queue()
+        data = b"".join((head, body))
         sent = self.transport.send_nowait(data)
         if sent == len(data):
             self.completed_at = self.head_at or 0.0
@@ -501,28 +495,29 @@ class Http1Exchange(Exchange):
         self.queue.append(memoryview(data)[sent:])
         return True
 
-    def _head_parts(self, framing: bytes, *, more: bool) -> list[bytes | memoryview]:
-        """The head as parts to be written, with the framing and the `Connection` field that it needs."""
-        connection = self.connection
-        worker = connection.worker
+    def _head(self, framing: bytes, *, more: bool = False) -> bytes:
+        """The whole head, with the framing and the `Connection` field that it needs."""
+        worker = self.connection.worker
+        engine = self.engine
         if self.keep_alive:
-            if (
-                worker.draining
-                or connection.requests >= worker.limits.keep_alive_requests
-                or not worker.timeouts.keep_alive
-            ):
+            if worker.draining:
                 self.keep_alive = False
-            elif not self.engine.body_complete:
+            elif not engine.body_complete:
                 # The rest of the body must be read before the next request: by a streaming app perhaps, but not
                 # by one that has answered in full, nor if the peer still waits for our 100 to send it.
-                self.keep_alive = more and not self.engine.expects_continue
+                self.keep_alive = more and not engine.expects_continue
         self.head_at = now = worker.clock()
-        defaults = worker.response_defaults.block(now, self._flags)
+        defaults = worker.response_defaults
+        fields = (
+            defaults.both
+            if now < defaults.valid_until and not self._flags
+            else defaults.block(now, self._flags)
+        )
         if not self.keep_alive:
-            return [self._block, defaults, framing, CLOSE, b"\r\n"]
-        if self.engine.version == "1.0":
-            return [self._block, defaults, framing, KEEP_ALIVE, b"\r\n"]
-        return [self._block, defaults, framing, b"\r\n"]
+            return b"".join((self._block, fields, framing, CLOSE, b"\r\n"))
+        if engine.version == "1.0":
+            return b"".join((self._block, fields, framing, KEEP_ALIVE, b"\r\n"))
+        return b"".join((self._block, fields, framing, b"\r\n"))
 
     def _check_bodiless(self, size: int) -> None:
         if size and not self._is_head:
@@ -530,15 +525,22 @@ class Http1Exchange(Exchange):
 
     # -- the response body -----------------------------------------------------------------------------------
 
-    def _send_streaming_head(self, body: bytes, more: bool) -> bool:
+    def _send_first(self, body: bytes, more: bool) -> bool:
+        """The head of a response that has several parts, no body, or trailers; with the first part."""
+        size = len(body)
         framing = b""
-        if self._expected is None and not self._is_head and self.status not in BODILESS:
-            if self.engine.version == "1.1":
-                framing = CHUNKED
-                self._chunked = True
-            else:
-                self.keep_alive = False  # HTTP/1.0: the body ends where the connection does
-        self.queue += self._head_parts(framing, more=more)
+        if self._is_head or self.status in BODILESS:
+            self._check_bodiless(size)
+            if not more and self._expected is None and self.status not in BODILESS:
+                framing = b"content-length: %d\r\n" % size  # what a GET would be told
+        elif self._expected is not None:
+            check_body_length(size, self._expected, not more)
+        elif self.engine.version == "1.1":
+            framing = CHUNKED
+            self._chunked = True
+        else:
+            self.keep_alive = False  # HTTP/1.0: the body ends where the connection does
+        self.queue.append(self._head(framing, more=more))
         self.queued = _HOLD_SIZE // 2  # a head alone is worth holding back, not much besides
         self.state = _STREAMING
         return self._send_next(body, more, checked=True)

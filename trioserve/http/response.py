@@ -26,12 +26,9 @@ CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 # Status codes whose responses have no body (RFC 9110 section 6.4.1).
 BODILESS = frozenset({204, 304})
 
-_STATUS_LINES = {
-    int(s): f"HTTP/1.1 {int(s)} {s.phrase}\r\n".encode("ascii") for s in http.HTTPStatus if s >= 200
-}
-
 # The bytes that end a line or a C string (RFC 9110 section 5.5). A joined block must hold exactly its own CRLFs.
-_NEVER_IN_FIELDS = b"\r\n\0"
+# As numbers: looking for an int in bytes is a memchr, for a bytes object it is not.
+_CR, _LF, _NUL = b"\r\n\0"
 
 # What the head needs to know about a field, by name.
 _PLAIN = 0
@@ -54,10 +51,36 @@ _SPECIAL = {
     b"te": _REFUSED,
 }
 
-# Kind of each name seen, as the app spells it. Bounded: an app may make names up.
-_kinds: dict[bytes, int] = {}
+
+class _StatusLines(dict[int, bytes]):
+    """Status lines by code; those without a registered phrase are made when they are asked for."""
+
+    def __missing__(self, status: Any) -> bytes:
+        if not isinstance(status, int) or isinstance(status, bool) or not 200 <= status <= 999:
+            raise InvalidResponse(f"status must be an int from 200 to 999, not {status!r:.80}")
+        # The space before an empty phrase is required (RFC 9112 section 4).
+        return b"HTTP/1.1 %d \r\n" % status
+
+
+class _Kinds(dict[bytes, int]):
+    """Kind of each field name seen, as the app spells it. Bounded: an app may make names up."""
+
+    def __missing__(self, name: Any) -> int:
+        if not isinstance(name, bytes) or not TOKEN.fullmatch(name):
+            raise invalid_header(name, b"", "not a field name (RFC 9110 section 5.1)")
+        kind = _SPECIAL.get(name.lower(), _PLAIN)
+        if len(self) >= _KINDS_MAX:
+            self.clear()
+        self[name] = kind
+        return kind
+
+
 _KINDS_MAX = 1024
 
+_kinds = _Kinds()
+_status_lines = _StatusLines(
+    {int(s): f"HTTP/1.1 {int(s)} {s.phrase}\r\n".encode("ascii") for s in http.HTTPStatus if s >= 200}
+)
 
 # What `check_start` learns besides the length; bits of one int, so that the common case is one comparison with 0.
 ASKS_CLOSE = 1
@@ -75,38 +98,33 @@ def check_start(status: int, fields: Sequence[tuple[bytes, bytes]]) -> tuple[byt
     Raises:
         InvalidResponse: they may not be sent.
     """
-    line = _STATUS_LINES.get(status)
-    parts = [_status_line(status) if line is None else line]
-    lines = 1
     length: int | None = None
     flags = 0
     try:
+        parts = [_status_lines[status]]
         for name, value in fields:
-            kind = _kinds.get(name)
-            if kind is None:
-                kind = _learn_name(name)
+            kind = _kinds[name]
             if kind:
                 if kind == _CONTENT_LENGTH:
-                    if not value.isdigit() or len(value) > 18:
-                        raise invalid_header(name, value, f"{value!r:.40} is no length")
-                    if length is not None:
-                        raise invalid_header(name, value, "sent twice")
+                    if not value.isdigit() or length is not None:
+                        raise invalid_header(name, value, f"{value!r:.40} is no length, or it is sent twice")
                     length = int(value)
-                    if status == 204:
-                        # RFC 9110 section 8.6: not here. Frameworks set it out of habit, so it is dropped.
-                        continue
                 else:
                     written, flag = _note_special(kind, name, value)
                     flags |= flag
                     if not written:
                         continue
             parts += (name, b": ", value, b"\r\n")
-            lines += 1
         block = b"".join(parts)
     except (TypeError, ValueError, AttributeError) as error:
         raise InvalidResponse(f"response headers must be pairs of bytes: {error}") from None
-    if len(block) - len(block.translate(None, _NEVER_IN_FIELDS)) != 2 * lines:
+    lines = len(parts) // 4 + 1
+    if block.count(_CR) != lines or block.count(_LF) != lines or _NUL in block:
         raise _find_injection(fields)
+    if status == 204 and length is not None:
+        # RFC 9110 section 8.6: not here. Frameworks set it out of habit, so it is dropped, not refused.
+        kept = [(name, value) for name, value in fields if _kinds[name] != _CONTENT_LENGTH]
+        return check_start(status, kept)
     return block, length, flags
 
 
@@ -128,23 +146,6 @@ def _note_special(kind: int, name: bytes, value: bytes) -> tuple[bool, int]:
     raise invalid_header(name, value, "hop-by-hop fields are the server's to set")
 
 
-def _learn_name(name: bytes) -> int:
-    if not isinstance(name, bytes) or not TOKEN.fullmatch(name):
-        raise invalid_header(name, b"", "not a field name (RFC 9110 section 5.1)")
-    kind = _SPECIAL.get(name.lower(), _PLAIN)
-    if len(_kinds) >= _KINDS_MAX:
-        _kinds.clear()
-    _kinds[name] = kind
-    return kind
-
-
-def _status_line(status: Any) -> bytes:
-    if not isinstance(status, int) or isinstance(status, bool) or not 200 <= status <= 999:
-        raise InvalidResponse(f"status must be an int from 200 to 999, not {status!r:.80}")
-    # No phrase is registered for it; the space before an empty one is required (RFC 9112 section 4).
-    return b"HTTP/1.1 %d \r\n" % status
-
-
 def _find_injection(fields: Iterable[tuple[bytes, bytes]]) -> InvalidResponse:
     for name, value in fields:
         if any(byte in value for byte in (b"\r", b"\n", b"\0")):
@@ -161,16 +162,13 @@ def field_block(fields: Iterable[tuple[bytes, bytes]]) -> bytes:
     fields = list(fields)
     parts: list[bytes] = []
     for name, value in fields:
-        kind = _kinds.get(name)
-        if kind is None:
-            kind = _learn_name(name)
-        if kind in (_CONTENT_LENGTH, _CONNECTION, _TRANSFER_ENCODING, _REFUSED):
+        if _kinds[name] in (_CONTENT_LENGTH, _CONNECTION, _TRANSFER_ENCODING, _REFUSED):
             raise invalid_header(name, value, "not allowed in trailers or interim responses")
         if not isinstance(value, bytes):
             raise invalid_header(name, value, "values must be bytes")
         parts += (name, b": ", value, b"\r\n")
     block = b"".join(parts)
-    if len(block) - len(block.translate(None, _NEVER_IN_FIELDS)) != 2 * len(fields):
+    if block.count(_CR) != len(fields) or block.count(_LF) != len(fields) or _NUL in block:
         raise _find_injection(fields)
     return block
 
@@ -217,6 +215,6 @@ def minimal_response(status: int, defaults: bytes, *, extra: bytes = b"", head_o
     phrase = http.HTTPStatus(status).phrase
     body = f"{status} {phrase}\n".encode("ascii")
     head = b"%b%bcontent-type: text/plain; charset=utf-8\r\ncontent-length: %d\r\n%bconnection: close\r\n\r\n" % (
-        _STATUS_LINES[status], defaults, len(body), extra,
+        _status_lines[status], defaults, len(body), extra,
     )  # fmt: skip
     return head if head_only else head + body

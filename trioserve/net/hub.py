@@ -67,8 +67,10 @@ class Watch:
         waits = [name for name in ("reader", "writer", "hangup_waiter") if getattr(self, name) is not None]
         return f"<{type(self).__name__} fd={self.fd} {state}{' awaited by ' + ', '.join(waits) if waits else ''}>"
 
-    def wait_readable(self) -> Awaitable[None]:
+    def wait_readable(self, task: Task | None = None) -> Awaitable[None]:
         """Return once a read may yield something; at once if it may now.
+
+        `task` is the calling task, if the caller happens to know it: that saves looking it up.
 
         Raises:
             trio.ClosedResourceError: the watch was closed, before or during the wait.
@@ -134,6 +136,22 @@ if hasattr(select, "epoll"):
     _WRITING = select.EPOLLOUT | select.EPOLLHUP | select.EPOLLERR
 
 
+class _Woken(outcome.Outcome[None]):
+    """The result of every wait: nothing. One for all, where `outcome.Value(None)` would be made for each."""
+
+    def unwrap(self) -> None:
+        return None
+
+    def send(self, gen: Any) -> Any:
+        return gen.send(None)
+
+    async def asend(self, agen: Any) -> Any:
+        return await agen.asend(None)
+
+
+_WOKEN = _Woken()
+
+
 class EpollWatch(Watch):
     """A descriptor in the edge-triggered epoll of an `EpollHub`."""
 
@@ -147,12 +165,12 @@ class EpollWatch(Watch):
 
     # These are plain functions that return an awaitable: one coroutine less to pass through on each wake-up.
 
-    def wait_readable(self) -> Awaitable[None]:
+    def wait_readable(self, task: Task | None = None) -> Awaitable[None]:
         if self.reader is not None or self.closed:
             self._check_open(self.reader, "read")
         if self.readable:
             return _at_once()
-        self.reader = current_task()
+        self.reader = task or current_task()
         return wait_task_rescheduled(self._abort_read)
 
     def wait_writable(self) -> Awaitable[None]:
@@ -247,7 +265,7 @@ class EpollHub:
                 task = watch.reader
                 if task is not None:
                     watch.reader = None
-                    reschedule(task)
+                    reschedule(task, _WOKEN)
                 if mask & _HANGUP:
                     watch.note_hangup(mask)
             if mask & _WRITING:
@@ -278,7 +296,7 @@ class PortableWatch(Watch):
         self._sock = sock
         self._scopes: dict[str, trio.CancelScope] = {}
 
-    async def wait_readable(self) -> None:
+    async def wait_readable(self, _task: Task | None = None) -> None:
         self._check_open(self.reader, "read")
         if not self.readable:
             await self._wait("reader", trio.lowlevel.wait_readable, "read")

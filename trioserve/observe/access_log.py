@@ -14,8 +14,9 @@ Where the atoms differ from hypercorn's, and why:
 - `h` puts an IPv6 address in brackets, so that its port can be told apart. `t` is when the request arrived.
 - `{VAR}e` is the environment as it was when the server started.
 
-A header that came several times is joined with commas. What a client can choose is escaped (`"`, `\`, control
-characters and everything outside ASCII as `\xNN`) and cut at `VALUE_LIMIT`, so no request can forge a line.
+A header of `{Header}i` or `{Header}o` that came several times is joined with commas; `f` and `a` show the
+first. What a client can choose is escaped (`"`, `\`, control characters, everything outside ASCII as `\xNN`) and
+cut at `VALUE_LIMIT`, so no request can forge a line.
 """
 
 from __future__ import annotations
@@ -50,7 +51,7 @@ class AccessEntry:
     """What is known of an exchange once it is over. Built on the hot path: positional, slots, no logic.
 
     `started_at` is wall time (seconds since the epoch), the durations come from the monotonic clock.
-    `request_headers` has lower-case names, as in the ASGI scope. `response_bytes` counts the body only.
+    `response_bytes` counts the body only. Headers are read later: the lists must not change any more.
     """
 
     __slots__ = (
@@ -315,10 +316,6 @@ def _origin_form(target: bytes) -> bytes:
     return after[start.start() :] if start else b"/"
 
 
-def _path(target: bytes) -> bytes:
-    return _origin_form(target).partition(b"?")[0]
-
-
 def _address(entry: AccessEntry) -> str:
     client = entry.client
     if client is None or not client[0]:
@@ -381,8 +378,8 @@ def _token(value: str) -> str:
     return value if value in _COMMON_TOKENS else escape(value)
 
 
-def _query(target: bytes) -> str:
-    return escape(target.partition(b"?")[2])
+def _path(entry: AccessEntry) -> str:
+    return escape(_origin_form(entry.target).partition(b"?")[0])
 
 
 # Getter, and whether `%d` or `%f` may format it.
@@ -391,20 +388,20 @@ _ATOMS: dict[str, tuple[Callable[[AccessEntry], object], bool]] = {
     "l": (lambda _: "-", False),
     "u": (_user, False),
     "t": (_clf_time, False),
-    "r": (lambda e: f"{_token(e.method)} {escape(_path(e.target))} {_token(e.http_version)}", False),
+    "r": (lambda e: f"{_token(e.method)} {_path(e)} {_token(e.http_version)}", False),
     "R": (lambda e: f"{_token(e.method)} {escape(_origin_form(e.target))} {_token(e.http_version)}", False),
     "m": (lambda entry: _token(entry.method), False),
-    "U": (lambda entry: escape(_path(entry.target)), False),
+    "U": (_path, False),
     "Uq": (lambda entry: escape(_origin_form(entry.target)), False),
-    "q": (lambda entry: _query(entry.target), False),
+    "q": (lambda entry: escape(entry.target.partition(b"?")[2]), False),
     "H": (lambda entry: _token(entry.http_version), False),
     "s": (lambda entry: "-" if entry.status is None else str(entry.status), False),
     "st": (_phrase, False),
     "S": (lambda entry: escape(entry.scheme), False),
     "b": (lambda entry: str(entry.response_bytes) if entry.response_bytes else "-", False),
     "B": (lambda entry: entry.response_bytes, True),
-    "f": (lambda entry: _header(entry.request_headers, b"referer"), False),
-    "a": (lambda entry: _header(entry.request_headers, b"user-agent"), False),
+    "f": (lambda entry: _first_header(entry.request_headers, b"referer"), False),
+    "a": (lambda entry: _first_header(entry.request_headers, b"user-agent"), False),
     "T": (lambda entry: int(entry.seconds), True),
     "D": (lambda entry: int(entry.seconds * 1_000_000), True),
     "L": (lambda entry: f"{entry.seconds:.6f}", False),
@@ -414,10 +411,11 @@ _ATOMS: dict[str, tuple[Callable[[AccessEntry], object], bool]] = {
 
 # What people write who do not remember the letter.
 _WORDS = {
-    "address": "h", "agent": "a", "bytes": "B", "client": "h", "date": "t", "duration": "L", "host": "{Host}i",
-    "length": "B", "method": "m", "path": "U", "phrase": "st", "pid": "p", "protocol": "H", "query": "q",
-    "referer": "f", "referrer": "f", "remote": "h", "request": "r", "scheme": "S", "size": "B", "status": "s",
-    "time": "t", "uri": "Uq", "url": "Uq", "user": "u", "user_agent": "a", "version": "H",
+    "address": "h", "agent": "a", "bytes": "B", "client": "h", "date": "t", "duration": "L",
+    "host": "{Host}i", "length": "B", "method": "m", "path": "U", "phrase": "st", "pid": "p",
+    "protocol": "H", "query": "q",
+    "referrer": "f", "remote": "h", "request": "r", "scheme": "S", "size": "B", "status": "s", "time": "t",
+    "url": "Uq", "user": "u", "version": "H",
 }  # fmt: skip
 
 
@@ -464,7 +462,13 @@ def _find_named(atom: str) -> Callable[[AccessEntry], object]:
     header = name.lower().encode("latin-1", "replace")
     if kind == "i":
         return lambda entry: _header(entry.request_headers, header)
-    return lambda entry: _response_header(entry.response_headers, header)
+    return lambda entry: _header(entry.response_headers, header)
+
+
+def _first_header(headers: Headers, name: bytes) -> str:
+    """For headers that come once: in every line, and looking for a second one doubles the cost."""
+    value = _first(headers, name)
+    return "-" if value is None else escape(value)
 
 
 def _header(headers: Headers, name: bytes) -> str:
@@ -472,17 +476,22 @@ def _header(headers: Headers, name: bytes) -> str:
     return "-" if value is None else escape(value)
 
 
-def _response_header(headers: Headers, name: bytes) -> str:
-    return _header([(key.lower(), value) for key, value in headers], name)
-
-
 def _json_header(headers: Headers, name: bytes) -> str:
-    value = _joined(headers, name)
+    value = _first(headers, name)
     return "null" if value is None else _quote(_latin(value))
 
 
+def _first(headers: Headers, name: bytes) -> bytes | None:
+    size = len(name)
+    for key, value in headers:
+        # Names may be of any case (responses, `h11_pass_raw_headers`); lengths tell most of them apart.
+        if len(key) == size and key.lower() == name:
+            return value
+    return None
+
+
 def _joined(headers: Headers, name: bytes) -> bytes | None:
-    found = [value for key, value in headers if key == name]
+    found = [value for key, value in headers if key.lower() == name]
     if not found:
         return None
     return found[0] if len(found) == 1 else b", ".join(found)

@@ -293,8 +293,8 @@ def worker_facts(worker: WorkerContext) -> WorkerFacts:
     """What a report says of the worker."""
     return WorkerFacts(
         uptime=worker.clock() - worker.started_at,
-        requests_served=worker.counters.requests,
-        in_flight=worker.counters.in_flight,
+        requests_served=worker.requests_served,
+        in_flight=worker.in_flight,
         connections=len(worker.connections),
         drain=f"{worker.drain.state.value}, grace {worker.drain.grace:g} s {worker.drain.reason}".rstrip(),
     )

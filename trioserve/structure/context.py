@@ -101,11 +101,13 @@ class Limits:
 
 @dataclass(slots=True)
 class Counters:
-    """What the worker has done so far; read by reports, logs and tests."""
+    """What the worker has done so far; read by reports, logs and tests.
+
+    `requests` are those of closed connections; `WorkerContext.requests_served` has all.
+    """
 
     connections: int = 0
     requests: int = 0
-    in_flight: int = 0
     accept_pauses: int = 0
     refused: dict[str, int] = field(default_factory=dict)
     late: dict[str, int] = field(default_factory=dict)
@@ -118,7 +120,7 @@ class WorkerContext:
 
     __slots__ = (
         "access_log", "admission", "app", "base_context", "boundary", "clock", "config", "connections",
-        "counters", "deadlines", "drain", "draining", "error_log", "flusher", "hub", "ids", "limits", "new_engine",
+        "counters", "deadlines", "debug_extension", "drain", "draining", "error_log", "flusher", "hub", "ids", "limits", "new_engine",
         "response_defaults", "room", "root_path", "server_names", "started_at", "state", "timeouts", "wall_clock",
     )  # fmt: skip
 
@@ -147,15 +149,27 @@ class WorkerContext:
         self.base_context = contextvars.copy_context()
         self.state: dict[str, Any] = {}
         self.root_path: str = config.root_path
+        self.debug_extension = bool(config.debug_extension)
         self.server_names = frozenset(name.lower().encode("latin-1") for name in config.server_names)
         self.response_defaults: Any = None
 
     def _note_draining(self) -> None:
         self.draining = True
 
+    @property
+    def in_flight(self) -> int:
+        """How many requests are being answered; counted when asked for, so that it cannot drift."""
+        return sum(connection.exchange is not None for connection in self.connections)
+
+    @property
+    def requests_served(self) -> int:
+        """How many requests have come, on open and on closed connections."""
+        return self.counters.requests + sum(connection.requests for connection in self.connections)
+
     def forget(self, connection: ConnectionContext) -> None:
         """A connection is closed: drop what the worker holds of it."""
         self.connections.discard(connection)
+        self.counters.requests += connection.requests
         self.deadlines.disarm(connection)
         if self.room:
             self.room.unpark_all()
@@ -193,12 +207,11 @@ class ConnectionContext:
         handler_phase, handler_deadline: what bounds the app while no other phase does: nothing, the request's own
             time-out, or the grace after the peer has gone.
         late: the phase that the reaper ended, or "".
-        idle: between requests, so that a drain may close it.
     """
 
     __slots__ = (
         "__weakref__", "accepted_at", "armed_at", "client", "deadline", "exchange", "handler_deadline",
-        "handler_phase", "id", "idle", "late", "phase", "requests", "scheme", "scope", "server", "task",
+        "handler_phase", "id", "late", "phase", "requests", "scheme", "scope", "server", "task",
         "transport", "worker",
     )  # fmt: skip
 
@@ -222,7 +235,6 @@ class ConnectionContext:
         self.handler_deadline = NEVER
         self.armed_at = NEVER
         self.late = ""
-        self.idle = False
         worker.connections.add(self)
         transport.watch.on_hangup = self.peer_gone
 
@@ -230,12 +242,24 @@ class ConnectionContext:
         peer = "unix" if self.client is None else f"{self.client[0]}:{self.client[1]}"
         return f"<connection {self.id} {peer} {self.phase} requests={self.requests}>"
 
+    @property
+    def idle(self) -> bool:
+        """Waiting for the first byte of a request, so that a drain may close it."""
+        return self.phase in ("first_byte", "keep_alive")
+
     def start_phase(self, phase: str, deadline: float) -> None:
         """Enter a named wait that must be over by `deadline` (trio's clock)."""
         self.phase = phase
         self.deadline = deadline
         if deadline < self.armed_at:
             self.worker.deadlines.arm(self)
+
+    def begin_handler(self, deadline: float) -> None:
+        """The app is about to run, with a time-out of its own or for a peer that has already gone."""
+        self.handler_phase, self.handler_deadline = "request", deadline
+        self.enter_handler()
+        if self.transport.watch.hangup:
+            self.peer_gone()
 
     def enter_handler(self) -> None:
         """Back in the app, after a wait of ours: what bounds it is what bounded it before."""

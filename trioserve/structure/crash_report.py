@@ -88,6 +88,7 @@ def build_report(
     worker: WorkerFacts,
     nth: int,
     verdict: str | None = None,
+    root: trio.lowlevel.Task | None = None,
 ) -> dict[str, Any]:
     """Everything worth knowing about `error`, as plain values. Never raises.
 
@@ -98,6 +99,7 @@ def build_report(
         worker: what the worker has done so far.
         nth: how often this signature has been seen, this time included.
         verdict: what the boundary decided: "contain", "replace", "fatal".
+        root: whose tasks to show; needed from another thread than trio's, such as a watchdog's.
     """
     if isinstance(error, MemoryError):
         _drop_ballast()
@@ -113,7 +115,7 @@ def build_report(
         "statistics": _describe_trio,
         "process": _describe_process,
         "versions": _describe_versions,
-        "tasks": lambda: dump_tasks(most_lines=TASK_LINES).split("\n"),
+        "tasks": lambda: dump_tasks(root, most_lines=TASK_LINES).split("\n"),
         "threads": _describe_threads,
     }
     for name, build in parts.items():

@@ -13,6 +13,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import traceback
 from collections.abc import Callable
 from typing import Any
 
@@ -20,15 +21,7 @@ import trio
 
 from trioserve.asgi.load import load_app, wrap_app
 from trioserve.config import Config
-from trioserve.errors import (
-    EXIT_HARD_DRAIN,
-    EXIT_OK,
-    EXIT_SERVER_BUG,
-    BindError,
-    ConfigError,
-    LifespanFailed,
-    TrioserveError,
-)
+from trioserve.errors import EXIT_HARD_DRAIN, EXIT_OK, EXIT_SERVER_BUG, TrioserveError
 from trioserve.observe.process import pid_file
 from trioserve.structure.boundary import worker_facts
 from trioserve.structure.context import ASGIApp
@@ -55,10 +48,10 @@ def run_app(app: ASGIApp, config: Config) -> int:
     try:
         with pid_file(config.pid_path):
             trio.run(process.main, app)
-    except (BindError, ConfigError, LifespanFailed) as error:
-        print(f"trioserve: {error}", file=sys.stderr)
-        return error.exit_code
     except TrioserveError as error:
+        if error.__cause__ is not None:
+            # What the app raised in its startup is what its author needs to see.
+            traceback.print_exception(error.__cause__, file=sys.stderr)
         print(f"trioserve: {error}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
@@ -92,13 +85,18 @@ class _Process:
     async def main(self, app: ASGIApp) -> None:
         """The root of `trio.run`: the signal handler beside the worker."""
         wanted = [getattr(signal, name) for name in _SIGNALS if hasattr(signal, name)]
+        failure: Exception | None = None
         with trio.open_signal_receiver(*wanted) as signals:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._handle_signals, signals, name="signals")
                 try:
                     await serve_worker(app, self._config, on_worker=self._adopt)
+                except Exception as error:
+                    failure = error  # out of this nursery it would come in a group, and lose its exit code
                 finally:
                     nursery.cancel_scope.cancel(reason="the worker has ended")
+        if failure is not None:
+            raise failure
 
     def _adopt(self, worker: Worker) -> None:
         self._worker = worker
@@ -149,8 +147,10 @@ class _Process:
             return worker_facts(worker.context)
         except Exception:
             # The worker's clock may need trio's, which is gone once the run has crashed.
-            counters = worker.context.counters
-            return WorkerFacts(uptime=0.0, requests_served=counters.requests, in_flight=counters.in_flight)
+            context = worker.context
+            return WorkerFacts(
+                uptime=0.0, requests_served=context.requests_served, in_flight=context.in_flight
+            )
 
     def exit_code(self) -> int:
         """What the process ends with, once the worker has ended."""

@@ -51,7 +51,6 @@ async def serve_connection(connection: ConnectionContext) -> None:
 async def _serve(http1: Http1) -> None:
     connection = http1.connection
     worker = connection.worker
-    connection.idle = True
     connection.start_phase("first_byte", connection.accepted_at + worker.timeouts.first_byte)
     try:
         await http1.serve()

@@ -115,7 +115,10 @@ class Worker:
             starting.cancel_scope.cancel(reason="startup is complete")
         if self.lifespan.context is not None:
             self.context.base_context = self.lifespan.context
-        return self.drain.state is DrainState.RUNNING
+        if self.drain.state is DrainState.RUNNING:
+            return True
+        self.logs.error.info("ending before the app's startup was complete: %s", self.drain.reason)
+        return False
 
     async def _give_up_startup(self, scope: trio.CancelScope) -> None:
         await self.drain.wait(DrainState.DRAINING)
@@ -165,7 +168,7 @@ class Worker:
         """DRAINING: stop accepting, close the idle, wait for the busy; then CANCELLING."""
         context = self.context
         drain = self.drain
-        self.logs.error.info("draining: %s; %d requests in flight", drain.reason, context.counters.in_flight)
+        self.logs.error.info("draining: %s; %d requests in flight", drain.reason, context.in_flight)
         if self.config.pre_drain_delay and drain.grace:
             # A load balancer needs a moment to notice; what it still sends meanwhile is accepted.
             with trio.move_on_after(min(self.config.pre_drain_delay, drain.grace)):

@@ -1,0 +1,1 @@
+"""End to end: the command as a process, with the peers that people put in front of it."""

@@ -1,0 +1,197 @@
+"""The app behind the processes: a path for each behaviour, and stdout to tell the test where it is.
+
+`/hold` and its kin say "holding" and go on when the request body is complete: the test holds its last byte.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import trio
+
+import trioserve
+
+from ..apps import echo, read_body, respond
+
+# What stands in messages, queries, headers and bodies, and may stand in no report.
+SECRET = "hunter2"
+
+
+async def app(scope: Any, receive: Any, send: Any) -> None:
+    """All of the paths below, with a lifespan that tells of its startup and shutdown."""
+    if scope["type"] == "lifespan":
+        await _lifespan(receive, send)
+        return
+    handler = ROUTES.get(scope["path"], _hello)
+    await handler(scope, receive, send)
+
+
+async def _lifespan(receive: Any, send: Any) -> None:
+    while True:
+        message = await receive()
+        print(message["type"], flush=True)
+        await send({"type": f"{message['type']}.complete"})
+        if message["type"] == "lifespan.shutdown":
+            return
+
+
+async def _hello(scope: Any, receive: Any, send: Any) -> None:
+    await respond(send, b"hello", headers=[(b"content-type", b"text/plain")])
+
+
+async def _describe(scope: Any, receive: Any, send: Any) -> None:
+    """What the app sees of the request, a line each."""
+    lines = [
+        f"{scope['method']} {scope['raw_path'].decode()} {scope['query_string'].decode()} {scope['http_version']}",
+        *(f"{name.decode()}: {value.decode()}" for name, value in scope["headers"]),
+        f"body {len(await read_body(receive))}",
+    ]
+    await respond(send, "\n".join(lines).encode())
+
+
+async def _count(scope: Any, receive: Any, send: Any) -> None:
+    """The length of the body, which is not kept."""
+    size = parts = 0
+    more = True
+    while more:
+        message = await receive()
+        assert message["type"] == "http.request"
+        size += len(message["body"])
+        parts += 1
+        more = message["more_body"]
+    await respond(send, f"{size}".encode())
+
+
+async def _hold(scope: Any, receive: Any, send: Any) -> None:
+    print("holding", flush=True)
+    try:
+        body = await read_body(receive)
+    except BaseException as error:
+        print("held request ended by", type(error).__name__, flush=True)
+        raise
+    await respond(send, body)
+
+
+async def _stubborn(scope: Any, receive: Any, send: Any) -> None:
+    """Eats Cancelled for ever."""
+    print("holding", flush=True)
+    while True:
+        try:
+            await trio.sleep_forever()
+        except trio.Cancelled:
+            continue
+
+
+async def _block(scope: Any, receive: Any, send: Any) -> None:
+    """Blocks the event loop, once it is let."""
+    print("holding", flush=True)
+    await read_body(receive)
+    time.sleep(3600)
+
+
+async def _stream(scope: Any, receive: Any, send: Any) -> None:
+    """Streams until the client is gone or the request is cancelled, and says so."""
+    await send({"type": "http.response.start", "status": 200, "headers": [(b"content-type", b"text/plain")]})
+    try:
+        while True:
+            await send({"type": "http.response.body", "body": b"tick\n" * 100, "more_body": True})
+            await trio.sleep(0.01)
+    except BaseException as error:
+        print("stream ended by", type(error).__name__, flush=True)
+        raise
+
+
+async def _large(scope: Any, receive: Any, send: Any) -> None:
+    """8 MiB in parts, without a length."""
+    await send({"type": "http.response.start", "status": 200, "headers": []})
+    for _ in range(128):
+        await send({"type": "http.response.body", "body": b"x" * 65536, "more_body": True})
+    await send({"type": "http.response.body", "body": b""})
+
+
+async def _raise(scope: Any, receive: Any, send: Any) -> None:
+    password = SECRET
+    body = await read_body(receive)
+    raise LookupError(f"nothing for {len(password) + len(body)} bytes")
+
+
+async def _raise_late(scope: Any, receive: Any, send: Any) -> None:
+    await send({"type": "http.response.start", "status": 200, "headers": []})
+    await send({"type": "http.response.body", "body": b"half", "more_body": True})
+    raise LookupError("in the middle")
+
+
+async def _range(scope: Any, receive: Any, send: Any) -> None:
+    """Serves `bytes=a-b` of the alphabet."""
+    alphabet = b"abcdefghijklmnopqrstuvwxyz"
+    wanted = dict(scope["headers"]).get(b"range", b"")
+    if not wanted.startswith(b"bytes="):
+        await respond(send, alphabet, headers=[(b"accept-ranges", b"bytes")])
+        return
+    first, last = (int(number) for number in wanted.removeprefix(b"bytes=").split(b"-"))
+    content_range = f"bytes {first}-{last}/{len(alphabet)}".encode()
+    await respond(send, alphabet[first : last + 1], 206, [(b"content-range", content_range)])
+
+
+def _raiser(error: type[BaseException], *arguments: Any) -> Any:
+    async def handler(scope: Any, receive: Any, send: Any) -> None:
+        raise error(*arguments)
+
+    return handler
+
+
+ROUTES: dict[str, Any] = {
+    "/block": _block,
+    "/count": _count,
+    "/describe": _describe,
+    "/echo": echo,
+    "/exit": _raiser(SystemExit, 7),
+    "/fatal": _raiser(trioserve.Fatal, "beyond repair"),
+    "/hold": _hold,
+    "/interrupt": _raiser(KeyboardInterrupt),
+    "/large": _large,
+    "/memory": _raiser(MemoryError),
+    "/raise": _raise,
+    "/raise-late": _raise_late,
+    "/range": _range,
+    "/stream": _stream,
+    "/stubborn": _stubborn,
+}
+
+
+# -- apps with a lifespan of their own ----------------------------------------------------------------------
+
+
+async def startup_fails(scope: Any, receive: Any, send: Any) -> None:
+    await receive()
+    await send({"type": "lifespan.startup.failed", "message": "no database"})
+
+
+async def startup_hangs(scope: Any, receive: Any, send: Any) -> None:
+    await receive()
+    print("starting", flush=True)
+    await trio.sleep_forever()
+
+
+async def shutdown_hangs(scope: Any, receive: Any, send: Any) -> None:
+    if scope["type"] != "lifespan":
+        await respond(send)
+        return
+    await receive()
+    await send({"type": "lifespan.startup.complete"})
+    await receive()
+    print("stopping", flush=True)
+    await trio.sleep_forever()
+
+
+async def lifespan_dies(scope: Any, receive: Any, send: Any) -> None:
+    """Its background work fails when a request says so."""
+    if scope["type"] == "lifespan":
+        await receive()
+        scope["state"]["die"] = trio.Event()
+        await send({"type": "lifespan.startup.complete"})
+        await scope["state"]["die"].wait()
+        raise RuntimeError("the background task has failed")
+    await respond(send)
+    scope["state"]["die"].set()

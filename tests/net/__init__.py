@@ -1,0 +1,1 @@
+"""Tests of trioserve/net: real sockets, no server."""

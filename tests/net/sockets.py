@@ -1,0 +1,130 @@
+"""Connected sockets for the tests of the hub and the transport."""
+
+from __future__ import annotations
+
+import socket
+import struct
+from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Iterator
+
+import trio
+import trio.testing
+
+from trioserve.net.hub import Hub, Watch, open_hub
+from trioserve.net.transport import Transport
+
+HUBS = ("epoll", "portable")
+
+
+@contextmanager
+def tcp_pair() -> Iterator[tuple[socket.socket, socket.socket]]:
+    """Two ends of one TCP connection on loopback; ours first, non-blocking."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        peer = socket.create_connection(listener.getsockname())
+        ours, _ = listener.accept()
+    with ours, peer:
+        ours.setblocking(False)
+        for sock in (ours, peer):
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        yield ours, peer
+
+
+@contextmanager
+def unix_pair() -> Iterator[tuple[socket.socket, socket.socket]]:
+    """Two ends of one unix connection; ours first, non-blocking."""
+    ours, peer = socket.socketpair()
+    with ours, peer:
+        ours.setblocking(False)
+        yield ours, peer
+
+
+PAIRS = {"tcp": tcp_pair, "unix": unix_pair}
+
+
+def reset(peer: socket.socket) -> None:
+    """Close with RST."""
+    peer.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    peer.close()
+
+
+def fill(sock: socket.socket) -> int:
+    """Write until the kernel takes no more; the number of bytes."""
+    total = 0
+    while True:
+        try:
+            total += sock.send(b"x" * 65536)
+        except BlockingIOError:
+            return total
+
+
+async def receive_exactly(transport: Transport, size: int, read_size: int = 65536) -> bytes:
+    """Read as a connection does: at once, and wait only when nothing is there."""
+    parts = []
+    while size:
+        data = transport.recv_nowait(min(size, read_size))
+        if data is None:
+            await transport.watch.wait_readable()
+            continue
+        if not data:
+            raise EOFError(f"the stream ended {size} bytes early")
+        parts.append(data)
+        size -= len(data)
+    return b"".join(parts)
+
+
+async def send_all(transport: Transport, data: bytes) -> None:
+    """Write as a connection does."""
+    rest = memoryview(data)
+    while rest:
+        sent = transport.send_nowait(rest)
+        rest = rest[sent:]
+        if rest:
+            await transport.watch.wait_writable()
+
+
+class Waiters:
+    """Tasks that wait on a watch, and what came of it."""
+
+    def __init__(self, nursery: trio.Nursery) -> None:
+        self._nursery = nursery
+        self.results: dict[str, str] = {}
+
+    async def start(self, watch: Watch, role: str, name: str | None = None) -> None:
+        """Begin to wait for `role` (readable, writable, hangup) and return once the task is parked."""
+        name = name or role
+        self._nursery.start_soon(self._wait, watch, role, name)
+        await trio.testing.wait_all_tasks_blocked()
+
+    async def _wait(self, watch: Watch, role: str, name: str) -> None:
+        try:
+            await getattr(watch, f"wait_{role}")()
+        except trio.ClosedResourceError:
+            self.results[name] = "closed"
+        else:
+            self.results[name] = "ready"
+
+
+@contextmanager
+def open_hub_of(kind: str) -> Iterator[Hub]:
+    """A hub that is not running yet; closed at the end."""
+    hub = open_hub(kind)  # type: ignore[arg-type]
+    try:
+        yield hub
+    finally:
+        hub.close()
+
+
+@asynccontextmanager
+async def running_hub(kind: str) -> AsyncIterator[Hub]:
+    """A hub that dispatches while the block runs; a lost wake-up ends it with an error."""
+    with open_hub_of(kind) as hub:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(hub.run)
+            nursery.start_soon(_give_up)
+            yield hub
+            nursery.cancel_scope.cancel()
+
+
+async def _give_up() -> None:
+    await trio.sleep(30)
+    raise TimeoutError("a test of the hub hangs: a wake-up was lost")

@@ -1,0 +1,1 @@
+"""Tests of trioserve/structure: time, the drain, the boundary, admission; each with a real worker."""

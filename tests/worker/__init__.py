@@ -1,0 +1,1 @@
+"""Tests of trioserve/worker: a real worker, inside the test or as a process."""
