@@ -23,7 +23,7 @@ from typing import Any, Literal, NoReturn
 from trioserve.config import SETTINGS, Config, Setting, load_config
 from trioserve.config.settings import default_with_unit, nearest_setting
 from trioserve.config.sources import CONFIG_VARIABLE, config_as_toml
-from trioserve.errors import EXIT_OK, AppNotFound, TrioserveError, UsageError
+from trioserve.errors import EXIT_OK, EXIT_SIGINT, AppNotFound, TrioserveError, UsageError
 
 Wish = Literal["serve", "print", "check"]
 
@@ -37,6 +37,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except TrioserveError as error:
         _explain(error)
         return error.exit_code
+    except KeyboardInterrupt:  # while the app is imported; later on it is a signal among others
+        return EXIT_SIGINT
     except SystemExit as exit_:  # --help and --version, which argparse ends with
         if exit_.code is None or isinstance(exit_.code, int):
             return exit_.code or EXIT_OK

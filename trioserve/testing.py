@@ -171,11 +171,13 @@ class RawClient:
     def reset(self) -> None:
         """Close with RST."""
         self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-        self.sock.close()
+        self.close()
 
     def close(self) -> None:
-        """Close as a client that is done does."""
-        self.sock.close()
+        """Close as a client that is done does; a task that waits in here gets `ClosedResourceError`."""
+        if self.sock.fileno() >= 0:
+            trio.lowlevel.notify_closing(self.sock)
+            self.sock.close()
 
 
 def encode_request(

@@ -11,8 +11,7 @@ from typing import Any
 import trio
 
 import trioserve
-
-from ..apps import echo, read_body, respond
+from tests.apps import echo, read_body, respond
 
 # What stands in messages, queries, headers and bodies, and may stand in no report.
 SECRET = "hunter2"
@@ -134,6 +133,21 @@ async def _range(scope: Any, receive: Any, send: Any) -> None:
     await respond(send, alphabet[first : last + 1], 206, [(b"content-range", content_range)])
 
 
+async def _break_trio(scope: Any, receive: Any, send: Any) -> None:
+    """A system task that fails ends all of trio, as its documentation says."""
+    trio.lowlevel.spawn_system_task(_fail_at_once)
+    await trio.sleep_forever()
+
+
+async def _fail_at_once() -> None:
+    raise LookupError("in a system task")
+
+
+async def _leak(scope: Any, receive: Any, send: Any) -> None:
+    """Leaves a nursery open in a task that is not its own."""
+    await trio.open_nursery().__aenter__()
+
+
 def _raiser(error: type[BaseException], *arguments: Any) -> Any:
     async def handler(scope: Any, receive: Any, send: Any) -> None:
         raise error(*arguments)
@@ -143,6 +157,7 @@ def _raiser(error: type[BaseException], *arguments: Any) -> Any:
 
 ROUTES: dict[str, Any] = {
     "/block": _block,
+    "/break-trio": _break_trio,
     "/count": _count,
     "/describe": _describe,
     "/echo": echo,
@@ -151,6 +166,7 @@ ROUTES: dict[str, Any] = {
     "/hold": _hold,
     "/interrupt": _raiser(KeyboardInterrupt),
     "/large": _large,
+    "/leak": _leak,
     "/memory": _raiser(MemoryError),
     "/raise": _raise,
     "/raise-late": _raise_late,

@@ -30,12 +30,15 @@ from typing import Any
 import pytest
 import trio
 
-from trioserve.testing import RawClient
+from trioserve.testing import RawClient, encode_request
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
 # Generous: a busy machine with coverage on starts a process in several seconds. Nobody waits this long on purpose.
 PATIENCE = 30.0
+
+# No test needs a process for longer.
+LIFETIME = 120.0
 
 # What the error log says of a bound address, here and in hypercorn.
 RUNNING_ON = re.compile(r"Running on (?:http://)?(\S+) \(CTRL \+ C to quit\)")
@@ -104,11 +107,10 @@ class ServerProcess:
         self._collected = trio.Event()
 
     async def collect(self) -> None:
-        assert self._process.stdout is not None
-        assert self._process.stderr is not None
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(self.stdout.collect, self._process.stdout)
-            nursery.start_soon(self.stderr.collect, self._process.stderr)
+            for output, stream in ((self.stdout, self._process.stdout), (self.stderr, self._process.stderr)):
+                if stream is not None:
+                    nursery.start_soon(output.collect, stream)
         self._collected.set()
 
     @property
@@ -131,7 +133,13 @@ class ServerProcess:
         self._process.send_signal(number)
 
     def kill(self) -> None:
-        self._process.kill()
+        """The process and all that it has started; no error if they are gone."""
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.pid, signal.SIGKILL)
+
+    async def wait_running(self) -> None:
+        """Return once its error log, on stderr, says where it listens."""
+        self.address = (await self.stderr.wait_for(RUNNING_ON)).group(1)
 
     async def wait(self) -> int:
         """The exit code, once all output has been read."""
@@ -183,31 +191,40 @@ async def start_process(
     env: Mapping[str, str] | None = None,
     cwd: Path = REPOSITORY,
     pass_fds: Sequence[int] = (),
+    stderr: int = subprocess.PIPE,
 ) -> AsyncIterator[ServerProcess]:
     """Run a command while the block runs; see the module's docstring for how it ends."""
     process = await trio.lowlevel.open_process(
         command,
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
+        stderr=stderr,
         env={**clean_environment(), **(env or {})},
         cwd=cwd,
         pass_fds=pass_fds,
+        # A group of its own: what it has started itself can be killed with it.
+        start_new_session=True,
     )
     running = ServerProcess(process)
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(running.collect)
-        try:
-            yield running
-            if running.returncode is None:
-                running.send_signal(signal.SIGTERM)
-                code = await running.wait()
-                assert code == 0, f"exit code {code} after SIGTERM:\n{running.stderr.text}"
-        finally:
-            if running.returncode is None:
-                running.kill()
-            with trio.CancelScope(shield=True):
-                await process.wait()
+    failure: Exception | None = None
+    with trio.fail_after(LIFETIME):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(running.collect)
+            try:
+                yield running
+                if running.returncode is None:
+                    running.send_signal(signal.SIGTERM)
+                    code = await running.wait()
+                    assert code == 0, f"exit code {code} after SIGTERM:\n{running.stderr.text}"
+            except Exception as error:
+                failure = error  # out of the nursery it would come in a group, which pytest shows less well
+            finally:
+                with trio.CancelScope(shield=True):
+                    if running.returncode is None:
+                        running.kill()
+                    await process.wait()
+    if failure is not None:
+        raise failure
 
 
 @contextlib.asynccontextmanager
@@ -223,8 +240,17 @@ async def serve_command(
     binds = [] if bind is None else ["--bind", bind]
     command = trioserve_command(*binds, *flags, application)
     async with start_process(*command, env=env, cwd=cwd, pass_fds=pass_fds) as server:
-        server.address = (await server.stderr.wait_for(RUNNING_ON)).group(1)
+        await server.wait_running()
         yield server
+
+
+@contextlib.asynccontextmanager
+async def held_request(server: ServerProcess, path: str = "/hold") -> AsyncIterator[RawClient]:
+    """A client whose request is in the app of `apps.py`, which goes on once the client sends its last byte, `b"!"`."""
+    async with server.connect() as client:
+        await client.send(encode_request("POST", path, body=b"done!")[:-1])
+        await server.stdout.wait_for("holding")
+        yield client
 
 
 def trioserve_command(*arguments: str) -> list[str]:
@@ -232,7 +258,9 @@ def trioserve_command(*arguments: str) -> list[str]:
     return [sys.executable, "-W", "error", "-m", "trioserve", *arguments]
 
 
-async def run_to_end(*command: str, env: Mapping[str, str] | None = None, cwd: Path = REPOSITORY) -> ServerProcess:
+async def run_to_end(
+    *command: str, env: Mapping[str, str] | None = None, cwd: Path = REPOSITORY
+) -> ServerProcess:
     """Run a command that ends by itself; its `returncode` and output are complete."""
     async with start_process(*command, env=env, cwd=cwd) as process:
         await process.wait()
@@ -256,6 +284,17 @@ async def wait_listening(address: str) -> None:
                 return
             except OSError:
                 await trio.sleep(0.02)
+
+
+async def wait_refused(address: str) -> None:
+    """Return once connections are turned away there."""
+    with trio.fail_after(PATIENCE):
+        while True:
+            try:
+                connect(address).close()
+            except OSError:
+                return
+            await trio.sleep(0.02)
 
 
 async def wait_in_file(path: Path, pattern: str) -> re.Match[str]:

@@ -51,7 +51,9 @@ async def test_the_pid_file_holds_the_pid_while_serving_and_is_gone_afterwards(t
 
 
 async def test_the_pid_file_is_gone_after_a_failed_start_too(tmp_path):
-    command = trioserve_command(*ANY_PORT, "--pid", str(tmp_path / "server.pid"), "tests.e2e.apps:startup_fails")
+    command = trioserve_command(
+        *ANY_PORT, "--pid", str(tmp_path / "server.pid"), "tests.e2e.apps:startup_fails"
+    )
     assert (await run_to_end(*command)).returncode == 3
     assert list(tmp_path.iterdir()) == []
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import signal
 
@@ -10,20 +9,18 @@ import pytest
 
 from trioserve.testing import encode_request
 
-from .process import serve_command, start_process, trioserve_command, wait_in_file
+from .process import (
+    held_request,
+    serve_command,
+    start_process,
+    trioserve_command,
+    wait_in_file,
+    wait_refused,
+)
 
 APP = "tests.e2e.apps:app"
 
 STOPS = [signal.SIGTERM, signal.SIGINT]
-
-
-@contextlib.asynccontextmanager
-async def held_request(server, path="/hold"):
-    """A client whose request is in the app and goes on when the client sends its last byte, which is `b"!"`."""
-    async with server.connect() as client:
-        await client.send(encode_request("POST", path, body=b"done!")[:-1])
-        await server.stdout.wait_for("holding")
-        yield client
 
 
 # -- one signal ---------------------------------------------------------------------------------------------
@@ -34,8 +31,7 @@ async def test_a_request_in_flight_finishes_then_lifespan_shuts_down_then_exit_0
     async with serve_command(APP) as server, held_request(server) as client:
         server.send_signal(stop)
         await server.stderr.wait_for(f"draining: {stop.name}; 1 requests in flight")
-        with pytest.raises(ConnectionRefusedError):
-            server.connect()
+        await wait_refused(server.address)
         await client.send(b"!")
         response = await client.read_response("POST")
         assert (response.status, response.body, response.header("connection")) == (200, b"done!", "close")

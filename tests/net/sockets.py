@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import resource
 import socket
 import struct
-from contextlib import asynccontextmanager, contextmanager
 from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 
 import trio
-import trio.testing
+from trio.testing import wait_all_tasks_blocked
 
 from trioserve.net.hub import Hub, Watch, open_hub
 from trioserve.net.transport import Transport
@@ -93,7 +94,7 @@ class Waiters:
         """Begin to wait for `role` (readable, writable, hangup) and return once the task is parked."""
         name = name or role
         self._nursery.start_soon(self._wait, watch, role, name)
-        await trio.testing.wait_all_tasks_blocked()
+        await wait_all_tasks_blocked()
 
     async def _wait(self, watch: Watch, role: str, name: str) -> None:
         try:
@@ -128,3 +129,29 @@ async def running_hub(kind: str) -> AsyncIterator[Hub]:
 async def _give_up() -> None:
     await trio.sleep(30)
     raise TimeoutError("a test of the hub hangs: a wake-up was lost")
+
+
+async def waits(watch: Watch, role: str = "readable") -> bool:
+    """Whether a wait would last; the wait is cancelled again."""
+    with trio.CancelScope() as scope:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(_wait_and_cancel, watch, role, nursery)
+            await wait_all_tasks_blocked(0.01)
+            scope.cancel()
+    return scope.cancelled_caught
+
+
+async def _wait_and_cancel(watch: Watch, role: str, nursery: trio.Nursery) -> None:
+    await getattr(watch, f"wait_{role}")()
+    nursery.cancel_scope.cancel()
+
+
+def affordable_pairs(count: int) -> int:
+    """As many connections as the limit on open files lets this process have, `count` at most."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = 2 * count + 200
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        soft = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        return min(count, (soft - 200) // 2)
+    return count

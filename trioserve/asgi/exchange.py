@@ -18,6 +18,8 @@ that never has to wait is made to yield every few milliseconds.
 from __future__ import annotations
 
 import enum
+import errno
+import os
 from collections.abc import Iterable
 from typing import Any, NoReturn
 
@@ -102,6 +104,8 @@ class Exchange:
         if self._receiving:
             raise ConcurrentCall("receive() was called while another task of the app is waiting in it")
         if not self._request_told and self.state is not _COMPLETE:
+            if self._last_yield:
+                await self._give_way()  # before it takes a part, which a cancellation must not lose
             message = self.wire_next_body()
             if message is None:
                 self._receiving = True
@@ -109,7 +113,10 @@ class Exchange:
                     message = await self.wire_wait_body()
                 finally:
                     self._receiving = False
-            self._request_told = not message.get("more_body", False)
+            if message.get("more_body", False):
+                self._last_yield = self._last_yield or self.connection.worker.clock()
+            else:
+                self._request_told = True
             return message
         # What is already known is told without a checkpoint: frameworks ask from inside a cancelled scope.
         if self.state is not _COMPLETE and not self.wire_is_peer_gone():
@@ -172,7 +179,7 @@ class Exchange:
                 await self._write(self.wire_end_trailers)
         elif event == "http.response.early_hint" and state is _NONE:
             self._check_connected()
-            links = message.get("links", ())
+            links = listed(message.get("links", ()))
             await self._write(lambda: self.wire_interim(103, [(b"link", link) for link in links]))
         elif (
             event == "http.response.debug"
@@ -206,15 +213,19 @@ class Exchange:
             await self.wire_flush()
         except OSError as error:
             self.raise_disconnected(error)
+        except trio.ClosedResourceError:
+            # A task that has outlived its request: the connection was closed under it.
+            self.raise_disconnected(OSError(errno.EPIPE, os.strerror(errno.EPIPE)))
         finally:
             self._sending = False
 
     async def _give_way(self) -> None:
         now = self.connection.worker.clock()
         if now - self._last_yield > _FAIRNESS_INTERVAL:
-            if self._last_yield:
-                await trio.lowlevel.checkpoint()
+            first = not self._last_yield
             self._last_yield = now
+            if not first:
+                await trio.lowlevel.checkpoint()
 
     def _check_connected(self) -> None:
         broken = self.connection.transport.broken
@@ -279,6 +290,20 @@ def check_body_length(sent: int, expected: int | None, final: bool) -> None:
     if expected is not None and (sent > expected or (final and sent < expected)):
         relation = "more than" if sent > expected else "only"
         raise WrongContentLength(f"the body has {relation} {sent} bytes where content-length says {expected}")
+
+
+def listed(fields: Any) -> list[Any]:
+    """What the app gave as headers, as a list.
+
+    Raises:
+        InvalidResponse: it cannot be iterated over.
+    """
+    try:
+        return list(fields)
+    except TypeError:
+        raise InvalidResponse(
+            f"response headers must be pairs of bytes in a list, not {type(fields).__name__}"
+        ) from None
 
 
 def invalid_header(name: object, value: object, why: str) -> InvalidResponse:

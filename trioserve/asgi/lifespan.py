@@ -2,7 +2,8 @@
 
 `worker.py` starts `Lifespan.run` as a task of its own and calls `startup` and `shutdown`. The app's lifespan callable
 lives in that task for as long as the worker does; its context at `startup.complete` is the template for requests.
-Cancelling the task cancels the app's lifespan; an exception after startup is handed to `on_death`.
+Cancelling the task cancels the app's lifespan. An exception after startup, or one that is no `Exception` at any time,
+is handed to `on_death` with a word on when it was raised.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from typing import Any, Literal
 import trio
 
 from trioserve.errors import LifespanFailed, UnexpectedMessage
+from trioserve.structure.boundary import is_cancellation, leaves, without_cancelled
 from trioserve.structure.context import ASGIApp, Message
 
 # How long the lifespan callable may take to return after it has said `lifespan.shutdown.complete`.
@@ -35,7 +37,7 @@ class Lifespan:
         mode: Literal["auto", "on", "off"],
         state: dict[str, Any],
         log: logging.Logger,
-        on_death: Callable[[BaseException], None],
+        on_death: Callable[[BaseException, str], None],
     ) -> None:
         self._app = app
         self._mode = mode
@@ -92,10 +94,10 @@ class Lifespan:
         }
         try:
             await self._app(scope, self._receive, self._send)
-        except trio.Cancelled:
-            raise
         except BaseException as error:
-            self._note_exception(error)
+            if is_cancellation(error):
+                raise
+            self._note_exception(without_cancelled(error))
         else:
             self._note_return()
         finally:
@@ -104,20 +106,12 @@ class Lifespan:
             self._ended.set()
 
     def _note_exception(self, error: BaseException) -> None:
-        if not isinstance(error, Exception):
-            # SystemExit, KeyboardInterrupt and groups of them are never taken for "no lifespan support".
-            only_exceptions = isinstance(error, BaseExceptionGroup) and error.split(Exception)[1] is None
-            if not only_exceptions:
-                self._failure = self._failure or LifespanFailed(
-                    f"the app raised {error!r:.200} in its lifespan"
-                )
-                self._failure.__cause__ = error
-                if self._started.is_set():
-                    self._on_death(error)
-                return
-        if self._started.is_set():
+        if not all(isinstance(leaf, Exception | trio.Cancelled) for leaf in leaves(error)):
+            # SystemExit, KeyboardInterrupt and groups with them are never taken for "no lifespan support".
+            self._on_death(error, self._now())
+        elif self._started.is_set():
             if self._failure is None:
-                self._on_death(error)
+                self._on_death(error, self._now())
         elif self._mode == "on":
             self._failure = LifespanFailed('the app raised during lifespan startup, and lifespan is "on"')
             self._failure.__cause__ = error
@@ -128,6 +122,12 @@ class Lifespan:
                 '"off" silences it)',
                 exc_info=error,
             )
+
+    def _now(self) -> str:
+        """When in the app's life this is, for the message of an error."""
+        if self._shutdown_asked.is_set():
+            return "in its shutdown"
+        return "while serving" if self._started.is_set() else "in its startup"
 
     def _note_return(self) -> None:
         if not self._started.is_set():
@@ -150,7 +150,10 @@ class Lifespan:
         return {"type": "lifespan.shutdown"}
 
     async def _send(self, message: Message) -> None:
-        event = message["type"]
+        try:
+            event = message["type"]
+        except (KeyError, TypeError):
+            raise UnexpectedMessage(f"lifespan send() takes a dict with a 'type', not {message!r:.100}") from None
         if event == "lifespan.startup.complete" and not self._started.is_set():
             self.context = trio.lowlevel.current_task().context.copy()
             self.supported = True

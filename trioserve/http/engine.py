@@ -8,14 +8,18 @@ what it means, and its limits are exact. The two engines are `httptools_engine.p
 
 from __future__ import annotations
 
+import ipaddress
 import re
+from collections.abc import Iterable
 
 from trioserve.errors import RequestRefused
+from trioserve.http.chunked import ChunkedDecoder
 from trioserve.structure.context import Limits
 
 Headers = list[tuple[bytes, bytes]]
 
 _END_OF_HEAD = b"\r\n\r\n"
+_CR = 13
 
 # RFC 9110 section 5.6.2: token. Also the grammar of method and field names.
 TOKEN = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
@@ -26,15 +30,23 @@ _TARGET = re.compile(rb"[!\"$-~]+")
 
 # RFC 9110 section 7.2 and RFC 3986: reg-name, IPv4 or [IPv6 literal], then an optional port. May be empty.
 _HOST = re.compile(
-    rb"(?:\[[0-9A-Fa-f:.]+(?:%25[0-9A-Za-z\-._~]+)?\]|[0-9A-Za-z\-._~!$&'()*+,;=%]*)(?::[0-9]{0,5})?"
+    rb"(?:\[([0-9A-Fa-f:.]+(?:%25[0-9A-Za-z\-._~]+)?)\]|(?:[0-9A-Za-z\-._~!$&'()*+,;=]|%[0-9A-Fa-f]{2})*)"
+    rb"(?::[0-9]{0,5})?"
 )
 
 _ABSOLUTE = re.compile(rb"([A-Za-z][A-Za-z0-9+.\-]*)://([^/?#]*)(.*)", re.DOTALL)
 
-# A first line that can still become a request line; anything else is refused before the head is complete.
-_LINE_PREFIX = re.compile(rb"(?:[!#$%&'*+\-.^_`|~0-9A-Za-z]+(?: (?:[!\"$-~]+(?: [HTP/0-9.]{0,8}\r?)?)?)?)?")
+# RFC 9112 section 3: a method longer than any that is known gets a 501. Thrice the longest that is registered.
+_METHOD_MAX = 64
+
+# The end of a request line; to be compared with one whose digits have been made 0.
+_LINE_END = b"HTTP/0.0\r"
+_DIGITS_TO_0 = bytes.maketrans(b"123456789", b"0" * 9)
 
 _DIGITS = re.compile(rb"[0-9]{1,18}")
+
+_LINE_STARTS = re.compile(rb"\r\n(?=[^\r])")
+_MARK = b"~"
 
 _METHODS = {name.encode(): name for name in ("GET", "HEAD", "POST", "PUT", "DELETE", "OPTIONS", "PATCH")}
 
@@ -65,14 +77,18 @@ class Engine:
     """
 
     __slots__ = (
-        "_limits", "_pending", "_raw_names", "authority", "body", "body_bytes", "body_complete", "content_length",
-        "expects_continue", "headers", "keep_alive", "leftover", "method", "target", "version", "wants_trailers",
+        "_checked", "_chunks", "_limits", "_lines", "_pending", "_raw_names", "authority", "body", "body_bytes",
+        "body_complete", "content_length", "expects_continue", "headers", "keep_alive", "leftover", "method", "target",
+        "version", "wants_trailers",
     )  # fmt: skip
 
     def __init__(self, limits: Limits, *, raw_names: bool = False) -> None:
         self._limits = limits
         self._raw_names = raw_names
-        self._pending = bytearray()
+        self._pending = bytearray()  # of a head that is not whole: up to two empty lines, then the head
+        self._checked = 0  # bytes of it that were found good, up to the end of a line
+        self._lines = 0  # lines therein
+        self._chunks: ChunkedDecoder | None = None
         self.method = ""
         self.target = b""
         self.authority = b""
@@ -97,122 +113,147 @@ class Engine:
         """
         # Written flat: every call in here is paid by every request.
         if self._pending:
-            return self._receive_more_head(data)
+            return self._receive_in_parts(data)
         end = data.find(_END_OF_HEAD) + 4
         if end <= 4:
-            return self._receive_odd_head(data, end - 4)
+            return self._receive_in_parts(data)
         limits = self._limits
-        if end > limits.head_size:
-            raise RequestRefused(431, f"head of {end} bytes")
         if end == len(data):
             head, self.leftover = data, b""
         else:
             head, self.leftover = data[:end], data[end:]
-        line = _COMMON_LINE(head)
-        if line is not None:
-            method, self.target, minor = line.groups()
-            self.method = _METHODS[method]
-            self.version = "1.1" if minor == b"1" else "1.0"
-        elif data.startswith(b"\r\n"):
-            return self._receive_odd_head(data, -1)
-        else:
-            self._read_rare_line(head)
-        if len(self.target) > limits.target_size:
-            raise RequestRefused(414, f"target of {len(self.target)} bytes")
-        self.headers = headers = self.parse_fields(head)
-        fields = dict(headers) if not self._raw_names else {n.lower(): v for n, v in headers}
-        self.content_length = self.body_bytes = 0
-        self.body_complete = True
-        self.keep_alive = self.version == "1.1"
-        self.expects_continue = self.wants_trailers = False
-        if (
-            len(fields) != len(headers)
-            or len(headers) > limits.header_count
-            or fields.get(b"host") not in _good_hosts
-            or not _DECISIVE.isdisjoint(fields)
-            or self.authority
-        ):
-            self._check_fields(fields)
-            if self.content_length != 0:
-                self.begin_body()
+        try:
+            if end > limits.head_size:
+                raise RequestRefused(431, f"head of {end} bytes")
+            line = _COMMON_LINE(head)
+            if line is not None:
+                method, self.target, minor = line.groups()
+                self.method = _METHODS[method]
+                self.version = "1.1" if minor == b"1" else "1.0"
+                if len(self.target) > limits.target_size:
+                    raise RequestRefused(414, f"target of {len(self.target)} bytes")
+            elif data.startswith(b"\r\n"):
+                return self._receive_in_parts(data)
+            else:
+                self._read_line(head[: head.find(b"\n") + 1])
+            self.headers = headers = self.parse_fields(head)
+            fields = dict(headers) if not self._raw_names else {n.lower(): v for n, v in headers}
+            self.content_length = self.body_bytes = 0
+            self.body_complete = True
+            self.keep_alive = self.version == "1.1"
+            self.expects_continue = self.wants_trailers = False
+            if (
+                len(fields) != len(headers)
+                or len(headers) > limits.header_count
+                or fields.get(b"host") not in _good_hosts
+                or not _DECISIVE.isdisjoint(fields)
+                or self.authority
+            ):
+                self._check_fields(fields)
+        except RequestRefused:
+            if not data.startswith(b"\r\n"):  # that one has been there
+                self._check_as_parts(head)
+            raise
+        if self.content_length != 0:
+            self.begin_body()
         return True
 
-    def _receive_odd_head(self, data: bytes, end: int) -> bool:
+    def _receive_in_parts(self, data: bytes) -> bool:
         """A head that is not whole yet, or begins with an empty line."""
-        if data.startswith(b"\r\n"):
-            # RFC 9112 section 2.2: ignore an empty line or two before the request line; old clients end a POST so.
-            data = data.removeprefix(b"\r\n").removeprefix(b"\r\n")
-            if data.startswith(b"\r\n"):
-                raise RequestRefused(400, "empty lines instead of a request line")
-            return bool(data) and self.receive_head(data)
-        if end >= 0:
-            raise _refuse_request_line(data)
-        self._pending += data
-        self._check_partial(0)
-        return False
-
-    def _receive_more_head(self, data: bytes) -> bool:
         pending = self._pending
         searched = max(0, len(pending) - 3)
         pending += data
-        if pending.find(_END_OF_HEAD, searched) < 0 and not pending.startswith(b"\r\n"):
-            self._check_partial(searched)
+        if pending.startswith(b"\r"):
+            if not self._skip_empty_lines():
+                return False
+            searched = 0
+        if pending.find(_END_OF_HEAD, searched) < 0:
+            self._check_part()
             return False
         whole = bytes(pending)
         pending.clear()
+        self._checked = self._lines = 0
         return self.receive_head(whole)
 
     @property
     def in_head(self) -> bool:
-        """Some bytes of a head have arrived, but not all."""
-        return bool(self._pending)
+        """Some bytes of a head have arrived, but not all. Empty lines before it are none of it."""
+        return bool(self._pending) and not self._pending.startswith(b"\r")
 
-    def _check_partial(self, checked: int) -> None:
-        """Refuse early what can never become a valid head, so that it is answered now and not when it is late.
+    def _skip_empty_lines(self) -> bool:
+        """Drop empty lines before the request line; False while there is nothing else.
 
-        Bytes before `checked` have been seen by an earlier call.
+        RFC 9112 section 2.2: ignore at least one; old clients end the body of a POST so.
         """
         pending = self._pending
-        if pending == b"\r":
-            return  # perhaps the first half of an empty line
-        limits = self._limits
-        line_end = pending.find(b"\n", 0, limits.target_size + 64)
-        first = bytes(pending[: limits.target_size + 64] if line_end < 0 else pending[:line_end])
-        if line_end < 0:
-            if not _LINE_PREFIX.fullmatch(first):
-                raise RequestRefused(400, "the first line is no HTTP request line")
-            if len(first) >= limits.target_size + 64:
-                raise RequestRefused(414, "request line over the limit")
-        else:
-            self._check_first_line(first)
-            fresh = pending[checked:]
-            if fresh.count(b"\n") - fresh.startswith(b"\n") != fresh.count(b"\r\n"):
+        empty = 0
+        while empty < 6 and pending.startswith(b"\r\n", empty):
+            empty += 2
+        if empty == 6:
+            raise RequestRefused(400, "empty lines instead of a request line")
+        if b"\r".startswith(pending[empty:]):
+            return False
+        del pending[:empty]
+        return True
+
+    def _check_part(self) -> None:
+        """Refuse early what can never become a valid head, so that it is answered now and not when it is late.
+
+        Faults are found in the order of the bytes that make them, so it does not matter how many arrive at once.
+        """
+        pending, limits = self._pending, self._limits
+        stop = min(len(pending), limits.head_size)
+        while (at := pending.find(b"\n", self._checked, stop)) >= 0:
+            if not self._lines:
+                self._read_line(bytes(pending[: at + 1]))
+            elif pending[at - 1] != _CR:
                 raise RequestRefused(400, "bare LF in the head")
+            elif self._lines > limits.header_count:
+                raise RequestRefused(431, f"over {limits.header_count} header fields")
+            self._lines += 1
+            self._checked = at + 1
+        if not self._lines:
+            self._check_line_start(bytes(pending[:stop]))
         if len(pending) >= limits.head_size:
             raise RequestRefused(431, f"head over {limits.head_size} bytes")
-        # A name and colon are at least two bytes of each line: the count is checked before the head is whole,
-        # but only when its size alone does not settle the matter.
-        if len(pending) > 4 * limits.header_count and pending.count(b"\n") > limits.header_count + 1:
-            raise RequestRefused(431, f"over {limits.header_count} header fields")
 
-    def _check_first_line(self, line: bytes) -> None:
-        """The same checks as for a whole head, as soon as its first line is there."""
-        parts = line.removesuffix(b"\r").split(b" ")
-        if len(parts) != 3 or parts[2] not in (b"HTTP/1.1", b"HTTP/1.0") or line[-1:] != b"\r":
-            raise _refuse_request_line(line + b"\n")
-        if len(parts[1]) > self._limits.target_size:
-            raise RequestRefused(414, f"target of {len(parts[1])} bytes")
+    def _check_as_parts(self, head: bytes) -> None:
+        """A whole head is refused: raise what an earlier byte of it would have been refused for, if any."""
+        self.method, self.target, self.headers = "", b"", []  # for the log: not the previous request's
+        self._pending += head[:-2]
+        self._checked = self._lines = 0
+        self._check_part()
 
-    def _read_rare_line(self, head: bytes) -> None:
-        """A request line that is not the common kind: other methods, other forms of the target, or invalid."""
-        parts = head[: head.find(b"\r\n")].split(b" ")
-        if len(parts) != 3 or parts[2] not in (b"HTTP/1.1", b"HTTP/1.0") or not TOKEN.fullmatch(parts[0]):
-            raise _refuse_request_line(head)
-        method, target, version = parts
+    def _check_line_start(self, line: bytes) -> None:
+        """Refuse a request line by its bytes in their order; it may be cut anywhere."""
+        method, space, rest = line.partition(b" ")
+        valid = _valid_length(TOKEN, method)
+        if valid > _METHOD_MAX:
+            raise RequestRefused(501, f"method of over {_METHOD_MAX} characters")
+        if valid < len(method) or (space and not valid):
+            raise RequestRefused(400, "the first line is no HTTP request line")
+        target, space, version = rest.partition(b" ")
+        valid = _valid_length(_TARGET, target)
+        if valid > self._limits.target_size:
+            raise RequestRefused(414, f"target over {self._limits.target_size} bytes")
+        if valid < len(target) or (space and not valid):
+            raise RequestRefused(400, "invalid request target, or none")
+        if not _LINE_END.startswith(version.translate(_DIGITS_TO_0)):
+            raise RequestRefused(400, "no HTTP version at the end of the request line")
+
+    def _read_line(self, line: bytes) -> None:
+        """A request line that is not the common kind, or of a head that is not whole; with its LF."""
+        self._check_line_start(line[:-1])
+        method, _, rest = line.partition(b" ")
+        target, _, version = rest.partition(b" ")
+        if version[-2:] != b"\r\n":
+            raise RequestRefused(400, "no HTTP version at the end of the request line")
+        if version not in (b"HTTP/1.1\r\n", b"HTTP/1.0\r\n"):
+            raise RequestRefused(505, f"version {version[5:8].decode('ascii')}")
         if method == b"CONNECT":
             raise RequestRefused(501, "CONNECT")
         self.method = method.decode("ascii")
-        self.version = "1.1" if version == b"HTTP/1.1" else "1.0"
+        self.version = version[5:8].decode("ascii")
         self._read_target(target)
 
     def _check_fields(self, fields: dict[bytes, bytes]) -> None:
@@ -224,6 +265,8 @@ class Engine:
         host = fields.get(b"host")
         if self.authority:
             self.headers = [(n, self.authority if n.lower() == b"host" else v) for n, v in self.headers]
+            if host is None:
+                self.headers.append((b"host", self.authority))
             self.authority = b""
         if host is None:
             if self.version == "1.1":
@@ -254,7 +297,7 @@ class Engine:
             if self.version == "1.0":
                 raise RequestRefused(400, "Transfer-Encoding in HTTP/1.0")
             codings = [item.strip().lower() for item in coding.split(b",")]
-            if codings.count(b"chunked") != 1 or codings[-1] != b"chunked":
+            if codings.count(b"chunked") != 1 or codings[-1] != b"chunked" or b"" in codings:
                 raise RequestRefused(400, "chunked is not the last transfer coding, and only once")
             if len(codings) > 1:
                 raise RequestRefused(501, "a transfer coding that is not chunked")
@@ -281,13 +324,13 @@ class Engine:
             if expect.lower() != b"100-continue":
                 raise RequestRefused(417, "an expectation that is not 100-continue")
             self.expects_continue = True
-        self.wants_trailers = b"trailers" in fields.get(b"te", b"").lower()
+        # Trailers need chunks, which HTTP/1.0 does not have.
+        codings = fields.get(b"te", b"").lower().split(b",") if self.version == "1.1" else ()
+        self.wants_trailers = b"trailers" in [coding.strip() for coding in codings]
 
     def _read_target(self, target: bytes) -> None:
         """RFC 9112 section 3.2: reduce the target to origin-form, or `*`."""
         self.authority = b""
-        if not _TARGET.fullmatch(target):
-            raise RequestRefused(400, "invalid character in the request target")
         self.target = target
         if target[:1] == b"/":
             return
@@ -300,11 +343,13 @@ class Engine:
             raise RequestRefused(400, "the request target has no form that HTTP defines")
         # RFC 9112 section 3.2.2: the authority of an absolute-form wins over the Host field.
         authority, rest = absolute[2], absolute[3]
-        if not authority:
+        if authority[:1] in (b"", b":"):
             raise RequestRefused(400, "absolute-form without a host")
         _check_host(authority)
         self.authority = authority
-        self.target = rest if rest[:1] == b"/" else b"/" + rest
+        if not rest and self.method == "OPTIONS":
+            rest = b"*"  # RFC 9112 section 3.2.4
+        self.target = rest if rest[:1] in (b"/", b"*") else b"/" + rest
 
     # -- what a parser supplies ------------------------------------------------------------------------------
 
@@ -315,6 +360,7 @@ class Engine:
     def begin_body(self) -> None:
         """Prepare for the body that `content_length` announces; sets `body_complete` and takes `leftover`."""
         self.body_complete = False
+        self._chunks = ChunkedDecoder(self._limits) if self.content_length is None else None
         if self.leftover:
             data, self.leftover = self.leftover, b""
             self.receive_body(data)
@@ -325,19 +371,24 @@ class Engine:
         Raises:
             RequestRefused: the chunked framing is broken, or the body is over the limit.
         """
-        raise NotImplementedError
+        if self._chunks is None:
+            self._take_fixed(data)
+            return
+        known = len(self.body)
+        try:
+            self.leftover = self._chunks.receive(data, self.body)
+        finally:
+            self.body_bytes += sum(map(len, self.body[known:]))
+        if self._chunks.complete:
+            self.body_complete = True
+            self._chunks = None
 
     def forget_body(self) -> None:
         """Drop parts that nobody will read."""
         self.body.clear()
 
-    def _count_body(self, size: int) -> None:
-        self.body_bytes += size
-        if self.body_bytes > self._limits.body_size:
-            raise RequestRefused(413, f"a body of over {self._limits.body_size:.0f} bytes")
-
     def _take_fixed(self, data: bytes) -> None:
-        """`receive_body` for a body framed by Content-Length, where no parser is needed."""
+        """A body framed by Content-Length: only counted."""
         assert self.content_length is not None
         missing = self.content_length - self.body_bytes
         if len(data) > missing:
@@ -349,21 +400,43 @@ class Engine:
         self.body_complete = self.body_bytes == self.content_length
 
 
-def _refuse_request_line(head: bytes) -> RequestRefused:
-    """Say what is wrong with a first line that is no request line of HTTP/1."""
-    line = head[: head.find(b"\n")].removesuffix(b"\r")
-    parts = line.split(b" ")
-    if len(parts) != 3 or not TOKEN.fullmatch(parts[0]):
-        return RequestRefused(400, "the first line is no HTTP request line")
-    if re.fullmatch(rb"HTTP/[0-9]\.[0-9]", parts[2]) and parts[2] not in (b"HTTP/1.1", b"HTTP/1.0"):
-        return RequestRefused(505, f"version {parts[2].decode('ascii')}")
-    return RequestRefused(400, "no HTTP version in the request line")
+def neutral_head(head: bytes) -> bytes:
+    """The head as one that a parser judges by its syntax alone.
+
+    Parsers know some methods and fields (Host, Content-Length, Transfer-Encoding, Connection, Upgrade) and refuse,
+    merge or change what they dislike; under names with a mark they leave all that to `Engine`, which has one rule and
+    one status for both.
+    """
+    return b"GET / HTTP/1.0" + _LINE_STARTS.sub(b"\r\n" + _MARK, head[head.find(b"\r\n") :])
+
+
+def unmark(fields: Iterable[tuple[bytes, bytes]]) -> Headers:
+    """The fields of a `neutral_head` under their own names."""
+    unmarked = [(name[1:], value) for name, value in fields]
+    if any(not name for name, _ in unmarked):
+        raise RequestRefused(400, "field without a name")
+    return unmarked
+
+
+def _valid_length(pattern: re.Pattern[bytes], text: bytes) -> int:
+    """How many of the first bytes of `text` match `pattern`."""
+    found = pattern.match(text)
+    return 0 if found is None else found.end()
 
 
 def _check_host(host: bytes) -> None:
-    if not _HOST.fullmatch(host):
+    valid = _HOST.fullmatch(host)
+    if valid is None or (valid[1] is not None and not _is_ipv6(valid[1])):
         raise RequestRefused(400, "invalid Host")
     if len(_good_hosts) >= _GOOD_HOSTS_MAX:
         _good_hosts.clear()
     if len(host) <= 255:
         _good_hosts.add(host)
+
+
+def _is_ipv6(literal: bytes) -> bool:
+    try:
+        ipaddress.IPv6Address(literal.partition(b"%")[0].decode("ascii"))
+    except ValueError:
+        return False
+    return True

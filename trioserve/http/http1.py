@@ -13,9 +13,9 @@ from typing import Any
 
 import trio
 
-from trioserve.asgi.exchange import Exchange, ResponseState, check_body_length
+from trioserve.asgi.exchange import Exchange, ResponseState, check_body_length, listed
 from trioserve.asgi.scope import http_scope
-from trioserve.errors import IncompleteResponse, InvalidResponse, RequestRefused, TaskLeak, WrongContentLength
+from trioserve.errors import IncompleteResponse, RequestRefused, TaskLeak, WrongContentLength
 from trioserve.http.engine import Engine
 from trioserve.http.response import (
     ASKS_CLOSE,
@@ -31,6 +31,7 @@ from trioserve.http.response import (
 )
 from trioserve.net.transport import BODY_READ_SIZE
 from trioserve.observe.access_log import AccessEntry
+from trioserve.structure.boundary import is_cancellation
 from trioserve.structure.context import ConnectionContext, Message
 from trioserve.structure.deadlines import NEVER
 
@@ -104,7 +105,7 @@ class Http1:
             connection.phase = "request"
             connection.deadline = NEVER
             connection.exchange = exchange = Http1Exchange(
-                connection, engine, engine.keep_alive and number < most_requests
+                connection, engine, clock(), engine.keep_alive and number < most_requests
             )
             if request_timeout is not NEVER or watch.hangup:
                 connection.begin_handler(exchange.started_at + request_timeout)
@@ -114,14 +115,16 @@ class Http1:
             error: BaseException | None = None
             try:
                 await app(exchange.scope(), exchange.receive, exchange.send)
-            except trio.Cancelled:
-                raise
             except BaseException as raised:
                 error = raised
 
             # -- see that it is over
             if error is not None or exchange.state is not _COMPLETE or task.child_nurseries or exchange.queue:
-                if not await self._settle(exchange, error):
+                keep = await self._settle(exchange, error)
+                # Its traceback holds this frame: together they would wait for the collector, with all that the app
+                # has open in its frames.
+                error = exchange.gone = None
+                if not keep:
                     return
             if worker.access_log is not None:
                 self.log("complete" if not watch.reset else "peer gone")
@@ -129,6 +132,8 @@ class Http1:
             if admission is not None:
                 admission.release()
             if not exchange.keep_alive:
+                # It is we who end it, or the app has not read it all: the peer may be sending still.
+                self.linger = engine.keep_alive or not engine.body_complete
                 return
             if (not engine.body_complete or engine.body) and not self._discard_body():
                 return
@@ -172,20 +177,27 @@ class Http1:
         connection = self.connection
         if error is None:
             error = self._unfinished_business(exchange)
+        elif is_cancellation(error):
+            raise error
+        if connection.task.child_nurseries:
+            leak = TaskLeak("the app ended with a nursery still open in the connection's task")
+            leak.__cause__ = error
+            error = leak
         if error is None:
             await exchange.wire_flush()
             return True
         if exchange.refusal is not None and isinstance(error, Exception) and not exchange.response_started:
             raise exchange.refusal
         fault = connection.worker.boundary.judge_app(connection, exchange, error)
-        outcome = "app error" if fault.status is not None else "peer gone"
-        self.log(outcome, fault.summary, status=None if exchange.response_started else fault.status)
         if exchange.state is _COMPLETE:
             await exchange.wire_flush()
+            self.linger = self.engine.keep_alive or not self.engine.body_complete
         elif fault.status is not None and not exchange.response_started:
             self.write_last_words(fault.status)
         else:
             self.truncate(exchange)
+        outcome = "app error" if fault.status is not None else "peer gone"
+        self.log(outcome, fault.summary, status=None if exchange.response_started else fault.status)
         self.end_exchange()
         return False
 
@@ -200,8 +212,6 @@ class Http1:
             self.linger = True
 
     def _unfinished_business(self, exchange: Http1Exchange) -> BaseException | None:
-        if self.connection.task.child_nurseries:
-            return TaskLeak("the app returned with a nursery still open in the connection's task")
         if exchange.state is _COMPLETE:
             return None
         if exchange.told_gone or self.connection.transport.broken is not None:
@@ -218,12 +228,22 @@ class Http1:
             if exchange.admitted and admission is not None:
                 admission.release()
             self.connection.exchange = None
+            # A task of the app that has outlived its request may still wait in receive().
+            exchange.told_gone = True
+            self.connection.transport.watch.release_hangup_waiter()
+            self.connection.transport.watch.wake_reader()
+
+    def break_off(self) -> None:
+        """End the connection in the middle of a response; one that is whole and with the kernel is left alone."""
+        exchange = self.exchange
+        if exchange is None or not exchange.response_complete or exchange.queue:
+            self.connection.transport.abort()
 
     def write_last_words(self, status: int, extra: bytes = b"") -> None:
         """Answer in the app's stead, if the response has not begun and the peer can still hear; then close."""
         exchange = self.exchange
         if exchange is not None and exchange.response_started:
-            self.connection.transport.abort()
+            self.break_off()
             return
         self.linger = True
         data = minimal_response(
@@ -312,11 +332,13 @@ class Http1Exchange(Exchange):
     _trailers: list[bytes] | None
     _body_waited = 0.0
 
-    def __init__(self, connection: ConnectionContext, engine: Engine, keep_alive: bool) -> None:
+    def __init__(
+        self, connection: ConnectionContext, engine: Engine, started_at: float, keep_alive: bool
+    ) -> None:
         self.connection = connection
         self.transport = connection.transport
         self.engine = engine
-        self.started_at = connection.worker.clock()
+        self.started_at = started_at
         self.keep_alive = keep_alive
         self.state = _NONE
         self.queue = []
@@ -332,9 +354,8 @@ class Http1Exchange(Exchange):
         engine = self.engine
         connection = self.connection
         version = engine.version
-        extensions: dict[str, dict[object, object]] = {}
-        if version == "1.1":
-            extensions["http.response.early_hint"] = {}
+        extensions: dict[str, dict[object, object]]
+        extensions = {"http.response.early_hint": {}} if version == "1.1" else {}
         if engine.wants_trailers:
             extensions["http.response.trailers"] = {}
         if connection.worker.debug_extension:
@@ -358,8 +379,8 @@ class Http1Exchange(Exchange):
 
     @property
     def request_complete(self) -> bool:
-        """The whole request body has arrived."""
-        return self.engine.body_complete
+        """Nothing more of the request will arrive: it is whole, or cut short."""
+        return self.engine.body_complete or self.told_gone
 
     def describe(self) -> dict[str, Any]:
         """For logs and reports: no query, no values."""
@@ -381,7 +402,7 @@ class Http1Exchange(Exchange):
     def wire_next_body(self) -> Message | None:
         engine = self.engine
         if not engine.body and not engine.body_complete:
-            if self.transport.watch.readable:
+            if self.transport.watch.readable and not self.told_gone:
                 self._read_body()
             if self.told_gone:
                 return {"type": "http.disconnect"}
@@ -402,6 +423,7 @@ class Http1Exchange(Exchange):
         if not data:
             self.told_gone = True
             self.keep_alive = False
+            self.connection.peer_gone()
             return True
         try:
             self.engine.receive_body(data)
@@ -416,22 +438,39 @@ class Http1Exchange(Exchange):
     async def wire_wait_body(self) -> Message:
         connection = self.connection
         clock = connection.worker.clock
-        if self.engine.expects_continue and self.state is _NONE:
-            self.engine.expects_continue = False
-            self.queue.append(CONTINUE)
-            if self._write_queue():
-                await self.wire_flush()
+        if self.engine.expects_continue and self.state is _NONE and not await self._send_continue():
+            return {"type": "http.disconnect"}
         began = clock()
         connection.start_phase("request_body", began + self._body_patience())
-        while True:
-            await self.transport.watch.wait_readable()
-            if self._read_body():
-                message = self.wire_next_body()
-                if message is not None:
-                    break
-        self._body_waited += clock() - began
-        connection.enter_handler()
-        return message
+        try:
+            while True:
+                await self.transport.watch.wait_readable()
+                if self.told_gone:
+                    return {"type": "http.disconnect"}
+                if self._read_body():
+                    message = self.wire_next_body()
+                    if message is not None:
+                        return message
+        except trio.ClosedResourceError:
+            return {"type": "http.disconnect"}  # a task that has outlived its request
+        finally:
+            waited = clock() - began
+            self._body_waited += waited
+            # The time-out of the handler counts what the app takes, not what the client takes to send.
+            connection.resume_handler(waited)
+
+    async def _send_continue(self) -> bool:
+        """Ask the peer for the body; False if it is gone, which is no error of an app that only wanted to read."""
+        self.engine.expects_continue = False
+        self.queue.append(CONTINUE)
+        try:
+            if self._write_queue():
+                await self.wire_flush()
+        except (OSError, trio.ClosedResourceError):
+            self.queue.clear()
+            self.told_gone = True
+            self.keep_alive = False
+        return not self.told_gone
 
     def _body_patience(self) -> float:
         """Seconds that the next part may take: the pause between parts, or what the minimum rate leaves."""
@@ -446,21 +485,24 @@ class Http1Exchange(Exchange):
     # -- the peer --------------------------------------------------------------------------------------------
 
     def wire_is_peer_gone(self) -> bool:
-        if not self.transport.is_peer_gone():
+        if not self.told_gone and not self.transport.is_peer_gone():
             return False
         self.told_gone = True
         return True
 
     async def wire_wait_disconnect(self) -> None:
         watch = self.transport.watch
-        while self.state is not _COMPLETE and not watch.hangup:
-            await watch.wait_hangup()
+        try:
+            while self.state is not _COMPLETE and not watch.hangup and not self.told_gone:
+                await watch.wait_hangup()
+        except trio.ClosedResourceError:
+            pass  # a task that has outlived its request: the connection is closed
         self.told_gone = self.state is not _COMPLETE
 
     # -- the response head -----------------------------------------------------------------------------------
 
     def wire_start(self, status: int, headers: Iterable[tuple[bytes, bytes]], trailers: bool) -> None:
-        self.fields = fields = headers if isinstance(headers, list | tuple) else list(headers)
+        self.fields = fields = headers if isinstance(headers, (list, tuple)) else listed(headers)  # noqa: UP038 - hot
         self._block, self._expected, self._flags = check_start(status, fields)
         if self._flags & ASKS_CLOSE:
             self.keep_alive = False
@@ -470,6 +512,8 @@ class Http1Exchange(Exchange):
     def wire_send_body(self, body: bytes, more: bool) -> bool:
         if self.state is _STREAMING:
             return self._send_next(body, more)
+        if type(body) is not bytes:
+            body = _as_bytes(body)
         status = self.status
         if more or self._is_head or status in BODILESS or self._trailers is not None:
             return self._send_first(body, more)
@@ -480,14 +524,13 @@ class Http1Exchange(Exchange):
             if self._expected != size:
                 check_body_length(size, self._expected, True)
             framing = b""
-        head = self._head(framing)
         # Complete whatever the kernel takes of it now: nothing more may be sent, and what is left is in the queue.
-        self._complete()
-        self.response_bytes = size
         if size > _HOLD_SIZE:
-            self.queue += (head, body)
+            self.queue += (self._head(framing, b""), _as_bytes(body))
+            self._complete(size)
             return self._write_queue()
-        data = b"".join((head, body))
+        data = self._head(framing, body)
+        self._complete(size)
         sent = self.transport.send_nowait(data)
         if sent == len(data):
             self.completed_at = self.head_at or 0.0
@@ -495,8 +538,8 @@ class Http1Exchange(Exchange):
         self.queue.append(memoryview(data)[sent:])
         return True
 
-    def _head(self, framing: bytes, *, more: bool = False) -> bytes:
-        """The whole head, with the framing and the `Connection` field that it needs."""
+    def _head(self, framing: bytes, body: bytes, *, more: bool = False) -> bytes:
+        """The whole head with the framing and the `Connection` field that it needs, and `body` behind it."""
         worker = self.connection.worker
         engine = self.engine
         if self.keep_alive:
@@ -514,10 +557,10 @@ class Http1Exchange(Exchange):
             else defaults.block(now, self._flags)
         )
         if not self.keep_alive:
-            return b"".join((self._block, fields, framing, CLOSE, b"\r\n"))
+            return b"".join((self._block, fields, framing, CLOSE, b"\r\n", body))
         if engine.version == "1.0":
-            return b"".join((self._block, fields, framing, KEEP_ALIVE, b"\r\n"))
-        return b"".join((self._block, fields, framing, b"\r\n"))
+            return b"".join((self._block, fields, framing, KEEP_ALIVE, b"\r\n", body))
+        return b"".join((self._block, fields, framing, b"\r\n", body))
 
     def _check_bodiless(self, size: int) -> None:
         if size and not self._is_head:
@@ -531,8 +574,9 @@ class Http1Exchange(Exchange):
         framing = b""
         if self._is_head or self.status in BODILESS:
             self._check_bodiless(size)
-            if not more and self._expected is None and self.status not in BODILESS:
-                framing = b"content-length: %d\r\n" % size  # what a GET would be told
+            if size and not more and self._expected is None and self.status not in BODILESS:
+                # What a GET would be told. An app that sends no body to HEAD has not said (RFC 9110 section 8.6).
+                framing = b"content-length: %d\r\n" % size
         elif self._expected is not None:
             check_body_length(size, self._expected, not more)
         elif self.engine.version == "1.1":
@@ -540,12 +584,14 @@ class Http1Exchange(Exchange):
             self._chunked = True
         else:
             self.keep_alive = False  # HTTP/1.0: the body ends where the connection does
-        self.queue.append(self._head(framing, more=more))
+        self.queue.append(self._head(framing, b"", more=more))
         self.queued = _HOLD_SIZE // 2  # a head alone is worth holding back, not much besides
         self.state = _STREAMING
         return self._send_next(body, more, checked=True)
 
     def _send_next(self, body: bytes, more: bool, *, checked: bool = False) -> bool:
+        if type(body) is not bytes:
+            body = _as_bytes(body)  # a copy: it may be held back, and the app may write to its own
         size = len(body)
         if size and not self._is_head:
             total = self.response_bytes + size
@@ -553,8 +599,6 @@ class Http1Exchange(Exchange):
                 if self.status in BODILESS:
                     self._check_bodiless(size)
                 check_body_length(total, self._expected, not more)
-            if type(body) is not bytes:
-                body = _as_bytes(body)  # a copy: it may be held back, and the app may write to its own
             self.response_bytes = total
             if self._chunked:
                 self.queue += (b"%x\r\n" % size, body, b"\r\n")
@@ -580,13 +624,13 @@ class Http1Exchange(Exchange):
             return
         if self._chunked:
             self.queue.append(LAST_CHUNK)
-        self._complete()
+        self._complete(self.response_bytes)
 
-    def _complete(self) -> None:
+    def _complete(self, size: int) -> None:
         self.state = _COMPLETE
-        watch = self.transport.watch
-        if watch.hangup_waiter is not None:
-            watch.release_hangup_waiter()
+        self.response_bytes = size
+        if self._receiving:
+            self.transport.watch.release_hangup_waiter()
 
     def wire_add_trailers(self, headers: Iterable[tuple[bytes, bytes]]) -> None:
         assert self._trailers is not None
@@ -598,17 +642,13 @@ class Http1Exchange(Exchange):
             # RFC 9110 section 6.5.1: trailers only for a peer that said it takes them.
             trailers = self._trailers if self.engine.wants_trailers else []
             self.queue += [b"0\r\n", *trailers, b"\r\n"]
-        self._complete()
+        self._complete(self.response_bytes)
         return self._write_queue()
 
     def wire_interim(self, status: int, headers: Iterable[tuple[bytes, bytes]]) -> bool:
         if self.engine.version == "1.0":
             return False  # RFC 9110 section 15.2: never to an HTTP/1.0 peer
-        try:
-            block = field_block(headers)
-        except TypeError as error:
-            raise InvalidResponse(f"'links' must be bytes: {error}") from None
-        self.queue.append(b"HTTP/1.1 %d Early Hints\r\n%b\r\n" % (status, block))
+        self.queue.append(b"HTTP/1.1 %d Early Hints\r\n%b\r\n" % (status, field_block(headers)))
         return self._write_queue()
 
     # -- writing ---------------------------------------------------------------------------------------------
@@ -628,12 +668,10 @@ class Http1Exchange(Exchange):
     async def wire_flush(self) -> None:
         connection = self.connection
         transport = self.transport
-        patience = connection.worker.timeouts.response_write
-        clock = connection.worker.clock
         transport.watch.on_writable = None
         try:
             while self.queue and self._write_queue():
-                connection.start_phase("response_write", clock() + patience)
+                connection.start_write()
                 await transport.watch.wait_writable()
         finally:
             connection.enter_handler()
@@ -647,18 +685,21 @@ class Http1Exchange(Exchange):
         try:
             blocked = self._write_queue()
         except OSError:
-            self.queue.clear()  # noted on the transport; the app's next send raises
+            self.queue.clear()
+            self.queued = _HOLD_SIZE  # hold nothing more back: the app's next send is to meet the error
             return
         if blocked:
+            self.queued = _HOLD_SIZE  # and the app's next send is to wait
             self.transport.watch.on_writable = self.flush_in_background
-            connection.start_phase(
-                "response_write", connection.worker.clock() + connection.worker.timeouts.response_write
-            )
+            if connection.phase != "request_body":
+                connection.start_write()
         elif connection.phase == "response_write":
             connection.enter_handler()
 
 
 def _as_bytes(body: Any) -> bytes:
+    if isinstance(body, bytes):
+        return body
     if not isinstance(body, bytearray | memoryview):
         raise TypeError(f"a bytes-like object is required, not {type(body).__name__}")
     return bytes(body)

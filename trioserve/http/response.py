@@ -13,7 +13,7 @@ from collections.abc import Iterable, Sequence
 from email.utils import formatdate
 from typing import Any
 
-from trioserve.asgi.exchange import invalid_header
+from trioserve.asgi.exchange import invalid_header, listed
 from trioserve.errors import InvalidResponse
 from trioserve.http.engine import TOKEN
 
@@ -52,35 +52,14 @@ _SPECIAL = {
 }
 
 
-class _StatusLines(dict[int, bytes]):
-    """Status lines by code; those without a registered phrase are made when they are asked for."""
-
-    def __missing__(self, status: Any) -> bytes:
-        if not isinstance(status, int) or isinstance(status, bool) or not 200 <= status <= 999:
-            raise InvalidResponse(f"status must be an int from 200 to 999, not {status!r:.80}")
-        # The space before an empty phrase is required (RFC 9112 section 4).
-        return b"HTTP/1.1 %d \r\n" % status
-
-
-class _Kinds(dict[bytes, int]):
-    """Kind of each field name seen, as the app spells it. Bounded: an app may make names up."""
-
-    def __missing__(self, name: Any) -> int:
-        if not isinstance(name, bytes) or not TOKEN.fullmatch(name):
-            raise invalid_header(name, b"", "not a field name (RFC 9110 section 5.1)")
-        kind = _SPECIAL.get(name.lower(), _PLAIN)
-        if len(self) >= _KINDS_MAX:
-            self.clear()
-        self[name] = kind
-        return kind
-
-
+# Kind of each field name seen, as the app spells it. Bounded: an app may make names up.
+_kinds: dict[bytes, int] = {}
 _KINDS_MAX = 1024
 
-_kinds = _Kinds()
-_status_lines = _StatusLines(
-    {int(s): f"HTTP/1.1 {int(s)} {s.phrase}\r\n".encode("ascii") for s in http.HTTPStatus if s >= 200}
-)
+# Status lines by code; those without a registered phrase are added when they are used (at most 800).
+_status_lines = {
+    int(s): f"HTTP/1.1 {int(s)} {s.phrase}\r\n".encode("ascii") for s in http.HTTPStatus if s >= 200
+}
 
 # What `check_start` learns besides the length; bits of one int, so that the common case is one comparison with 0.
 ASKS_CLOSE = 1
@@ -116,6 +95,10 @@ def check_start(status: int, fields: Sequence[tuple[bytes, bytes]]) -> tuple[byt
                         continue
             parts += (name, b": ", value, b"\r\n")
         block = b"".join(parts)
+    except KeyError:
+        # A status or a name that is seen for the first time: check it, remember it, begin again.
+        _learn(status, fields)
+        return check_start(status, fields)
     except (TypeError, ValueError, AttributeError) as error:
         raise InvalidResponse(f"response headers must be pairs of bytes: {error}") from None
     lines = len(parts) // 4 + 1
@@ -126,6 +109,29 @@ def check_start(status: int, fields: Sequence[tuple[bytes, bytes]]) -> tuple[byt
         kept = [(name, value) for name, value in fields if _kinds[name] != _CONTENT_LENGTH]
         return check_start(status, kept)
     return block, length, flags
+
+
+def _learn(status: Any, fields: Sequence[Any]) -> None:
+    if status not in _status_lines:
+        if not isinstance(status, int) or isinstance(status, bool) or not 200 <= status <= 999:
+            raise InvalidResponse(f"status must be an int from 200 to 999, not {status!r:.80}")
+        # The space before an empty phrase is required (RFC 9112 section 4).
+        _status_lines[status] = b"HTTP/1.1 %d \r\n" % status
+    if len(_kinds) >= _KINDS_MAX:
+        _kinds.clear()
+    for field in fields:
+        if not isinstance(field, tuple | list) or len(field) != 2:
+            raise InvalidResponse(f"response headers must be pairs of bytes, not {type(field).__name__}")
+        _kind_of(field[0])
+
+
+def _kind_of(name: Any) -> int:
+    kind = _kinds.get(name) if isinstance(name, bytes) else None
+    if kind is None:
+        if not isinstance(name, bytes) or not TOKEN.fullmatch(name):
+            raise invalid_header(name, b"", "not a field name (RFC 9110 section 5.1)")
+        kind = _kinds[name] = _SPECIAL.get(name.lower(), _PLAIN)
+    return kind
 
 
 def _note_special(kind: int, name: bytes, value: bytes) -> tuple[bool, int]:
@@ -159,10 +165,13 @@ def field_block(fields: Iterable[tuple[bytes, bytes]]) -> bytes:
     Raises:
         InvalidResponse: a name or value that may not be sent, or one that only a head may carry.
     """
-    fields = list(fields)
+    fields = listed(fields)
     parts: list[bytes] = []
-    for name, value in fields:
-        if _kinds[name] in (_CONTENT_LENGTH, _CONNECTION, _TRANSFER_ENCODING, _REFUSED):
+    for field in fields:
+        if not isinstance(field, tuple | list) or len(field) != 2:
+            raise InvalidResponse("response headers must be pairs of bytes")
+        name, value = field
+        if _kind_of(name) in (_CONTENT_LENGTH, _CONNECTION, _TRANSFER_ENCODING, _REFUSED):
             raise invalid_header(name, value, "not allowed in trailers or interim responses")
         if not isinstance(value, bytes):
             raise invalid_header(name, value, "values must be bytes")

@@ -13,12 +13,16 @@ import stat
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 from trioserve.errors import BindError
 
 # A dead peer (power cut, cable) on an idle or receiving connection is noticed by the kernel after about 1 + 3 * 0.5
 # minutes, whatever phase deadlines say; accepted sockets inherit all of these from the listener (tcp(7), socket(7)).
 _KEEPALIVE = (("TCP_KEEPIDLE", 60), ("TCP_KEEPINTVL", 30), ("TCP_KEEPCNT", 3))
+
+# The port that the kernel chooses for one family may be taken in the other; it will hardly happen this often in a row.
+_PORT_ATTEMPTS = 8
 
 
 class Listeners:
@@ -33,10 +37,17 @@ class Listeners:
         return f"<Listeners {', '.join(self.addresses())}>"
 
     def listen(self, backlog: int) -> None:
-        """Begin to queue connections (listen(2)); sockets that listen already keep their backlog."""
+        """Begin to queue connections (listen(2)); sockets that listen already keep their backlog.
+
+        Raises:
+            BindError: somebody else has come to listen on the same address since it was bound.
+        """
         for sock in self.sockets:
             if not _is_listening(sock):
-                sock.listen(backlog)
+                try:
+                    sock.listen(backlog)
+                except OSError as error:
+                    raise BindError(f"cannot listen on {describe(sock)}: {_advice(error)}") from None
 
     def addresses(self) -> list[str]:
         """Where the server can be reached: `http://host:port` or `unix:path`, with the real port for port 0."""
@@ -79,7 +90,9 @@ def open_listeners(
 
     Args:
         binds: `host:port`, `host` (port 8000), `[v6]:port`, `unix:path`, `fd://number`; port 0 lets the kernel choose.
-        umask, user, group: for socket files.
+        umask: permission mask for socket files; None keeps the process's own.
+        user: owner of socket files; None leaves it.
+        group: group of socket files; None leaves it.
         sockets: bound stream sockets of the caller, listening or not.
 
     Raises:
@@ -111,16 +124,28 @@ def _bind_tcp(bind: str) -> list[socket.socket]:
     host, port = split_host_port(bind)
     try:
         found = socket.getaddrinfo(host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
-    except socket.gaierror as error:
-        raise BindError(f"cannot resolve {host!r} of bind {bind!r}: {error.strerror}") from None
+    except (socket.gaierror, UnicodeError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise BindError(f"cannot resolve {host!r} of bind {bind!r}: {reason}") from None
     # A name may stand for several addresses ("localhost": v6 and v4); the empty host means all of them.
     addresses = list(dict.fromkeys((family, address) for family, _, _, _, address in found))
+    for _ in range(_PORT_ATTEMPTS if port == 0 else 0):
+        with suppress(_PortTaken):
+            return _bind_all(addresses, bind)
+    return _bind_all(addresses, bind)
+
+
+class _PortTaken(BindError):
+    """The address is in use."""
+
+
+def _bind_all(addresses: Sequence[tuple[int, tuple[Any, ...]]], bind: str) -> list[socket.socket]:
+    """One socket for each address, all with the same port."""
     opened: list[socket.socket] = []
     try:
         for family, address in addresses:
-            if port == 0 and opened:
-                address = (address[0], opened[0].getsockname()[1], *address[2:])  # noqa: PLW2901 - same port for each
-            sock = _bind_one(family, address, bind, optional=len(addresses) > 1)
+            port = opened[0].getsockname()[1] if opened else address[1]
+            sock = _bind_one(family, (address[0], port, *address[2:]), bind, optional=len(addresses) > 1)
             if sock is not None:
                 opened.append(sock)
         if not opened:
@@ -148,7 +173,7 @@ def split_host_port(bind: str) -> tuple[str, int]:
         host, _, port = bind.partition(":")
     if not port:
         return host, 8000
-    if not port.isascii() or not port.isdigit() or int(port) > 65535:
+    if not port.isascii() or not port.isdigit() or len(port) > 5 or int(port) > 65535:
         raise BindError(f"bind {bind!r}: {port!r} is no port; give host:port with a port from 0 to 65535")
     return host, int(port)
 
@@ -172,7 +197,8 @@ def _bind_one(family: int, address: tuple[object, ...], bind: str, *, optional: 
         sock.close()
         if optional and error.errno == errno.EADDRNOTAVAIL:
             return None
-        raise BindError(f"cannot bind {bind!r}: {_advice(error)}") from None
+        kind = _PortTaken if error.errno == errno.EADDRINUSE else BindError
+        raise kind(f"cannot bind {bind!r}: {_advice(error)}") from None
     return sock
 
 
@@ -192,6 +218,8 @@ def _advice(error: OSError) -> str:
         return "permission denied; ports below 1024 need CAP_NET_BIND_SERVICE"
     if error.errno == errno.EADDRNOTAVAIL:
         return "this machine has no such address"
+    if error.errno == errno.EINVAL:
+        return "the socket is connected already; a listening or a bound one is needed"
     return error.strerror or str(error)
 
 
@@ -259,13 +287,16 @@ def _inherit(bind: str) -> socket.socket:
         raise BindError(f"bind {bind!r}: {number!r} is no descriptor number; give fd://3")
     try:
         sock = socket.socket(fileno=int(number))
-    except OSError as error:
-        raise BindError(f"bind {bind!r}: descriptor {number} is no socket ({error.strerror})") from None
+    except (OSError, OverflowError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise BindError(f"bind {bind!r}: descriptor {number} is no socket ({reason})") from None
     if sock.type != socket.SOCK_STREAM:
         kind = sock.type.name
         sock.detach()
         raise BindError(f"bind {bind!r}: descriptor {number} is a {kind} socket; a stream socket is needed")
     sock.setblocking(False)
+    # It had to be inheritable to reach us; a child of the app that kept it would keep the address too.
+    sock.set_inheritable(False)
     if sock.family in (socket.AF_INET, socket.AF_INET6):
         _set_tcp_options(sock)
     return sock
@@ -274,10 +305,13 @@ def _inherit(bind: str) -> socket.socket:
 def _prepare_given(sock: socket.socket) -> socket.socket:
     if sock.type != socket.SOCK_STREAM:
         raise BindError(f"sockets= needs stream sockets, not {sock.type.name}")
+    name = sock.getsockname()
     if sock.family in (socket.AF_INET, socket.AF_INET6):
-        if sock.getsockname()[1] == 0:
+        if name[1] == 0:
             raise BindError("sockets= needs bound sockets; call bind() first")
         _set_tcp_options(sock)
+    elif not name:
+        raise BindError("sockets= needs bound sockets; call bind() first")
     sock.setblocking(False)
     return sock
 

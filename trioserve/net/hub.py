@@ -21,6 +21,7 @@ from __future__ import annotations
 import select
 import socket
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from typing import Any, ClassVar, Literal, Protocol
 
 import outcome
@@ -39,13 +40,14 @@ class Watch:
         readable: reading may yield something (data, FIN or an error); False only after it was seen empty.
         hangup: the peer has sent its FIN, or the connection is reset; nothing arrives after what is buffered.
         reset: both directions are dead (RST, or both sides shut down): writing is pointless.
-        on_hangup: called, from the hub's task, when `hangup` or `reset` turns True. It must not raise.
-        on_writable: called once, from the hub's task, when a write that would have blocked may go on, if no task
-            waits for that. It must not raise. Only where `calls_on_writable` is True.
+        on_hangup: called when `hangup` or `reset` turns True: by the hub, or by whoever meets it first while reading
+            or writing. It must not raise.
+        writing: somebody waits for room to write.
     """
 
     __slots__ = (
-        "closed", "fd", "hangup", "hangup_waiter", "on_hangup", "on_writable", "readable", "reader", "reset", "writer",
+        "_on_writable", "_writer", "closed", "fd", "hangup", "hangup_waiter", "on_hangup", "readable", "reader",
+        "reset", "writing",
     )  # fmt: skip
 
     calls_on_writable: ClassVar[bool] = False
@@ -57,10 +59,34 @@ class Watch:
         self.reset = False
         self.closed = False
         self.reader: Task | None = None
-        self.writer: Task | None = None
+        self.writing = False
+        self._writer: Task | None = None
         self.hangup_waiter: Task | None = None
         self.on_hangup: Callable[[], None] | None = None
-        self.on_writable: Callable[[], None] | None = None
+        self._on_writable: Callable[[], None] | None = None
+
+    @property
+    def writer(self) -> Task | None:
+        """The task that waits to write."""
+        return self._writer
+
+    @writer.setter
+    def writer(self, task: Task | None) -> None:
+        self._writer = task
+        self.writing = task is not None or self._on_writable is not None
+
+    @property
+    def on_writable(self) -> Callable[[], None] | None:
+        """Called once, from the hub's task, when a write that had blocked may go on, if no task waits for that.
+
+        It must not raise. Only where `calls_on_writable` is True.
+        """
+        return self._on_writable
+
+    @on_writable.setter
+    def on_writable(self, callback: Callable[[], None] | None) -> None:
+        self._on_writable = callback
+        self.writing = callback is not None or self._writer is not None
 
     def __repr__(self) -> str:
         state = "closed" if self.closed else "reset" if self.reset else "hangup" if self.hangup else "open"
@@ -100,6 +126,16 @@ class Watch:
             self.hangup_waiter = None
             reschedule(task)
 
+    def note_hangup(self, *, reset: bool) -> None:
+        """Record a FIN, or (`reset`) the death of both directions, and tell whoever wants to know."""
+        if self.hangup and (self.reset or not reset):
+            return
+        self.hangup = True
+        self.reset = self.reset or reset
+        self.release_hangup_waiter()
+        if self.on_hangup is not None:
+            self.on_hangup()
+
     def close(self) -> None:
         """Stop watching; every waiter gets `ClosedResourceError`. To be called before the descriptor is closed."""
         raise NotImplementedError
@@ -132,8 +168,11 @@ class Hub(Protocol):
 
 if hasattr(select, "epoll"):
     _EPOLLOUT = select.EPOLLOUT
-    _HANGUP = select.EPOLLRDHUP | select.EPOLLHUP | select.EPOLLERR
-    _WRITING = select.EPOLLOUT | select.EPOLLHUP | select.EPOLLERR
+    # What a request's arrival looks like: readable, and writable as ever.
+    _DATA = select.EPOLLIN | select.EPOLLOUT
+    _RESET = select.EPOLLHUP | select.EPOLLERR
+    _HANGUP = select.EPOLLRDHUP | _RESET
+    _WRITING = select.EPOLLOUT | _RESET
 
 
 class _Woken(outcome.Outcome[None]):
@@ -155,13 +194,13 @@ _WOKEN = _Woken()
 class EpollWatch(Watch):
     """A descriptor in the edge-triggered epoll of an `EpollHub`."""
 
-    __slots__ = ("_watched",)
+    __slots__ = ("_hub",)
 
     calls_on_writable = True
 
-    def __init__(self, fd: int, watched: dict[int, EpollWatch]) -> None:
+    def __init__(self, fd: int, hub: EpollHub) -> None:
         super().__init__(fd)
-        self._watched = watched
+        self._hub = hub
 
     # These are plain functions that return an awaitable: one coroutine less to pass through on each wake-up.
 
@@ -199,22 +238,22 @@ class EpollWatch(Watch):
         self.hangup_waiter = None
         return Abort.SUCCEEDED
 
-    def note_hangup(self, mask: int) -> None:
-        """Record FIN or RST from an event mask and tell whoever wants to know."""
-        news = not self.hangup
-        self.hangup = True
-        if mask & (select.EPOLLHUP | select.EPOLLERR) and not self.reset:
-            self.reset = news = True
-        if news:
-            self.release_hangup_waiter()
-            if self.on_hangup is not None:
-                self.on_hangup()
+    def note_rarer(self, mask: int) -> None:
+        """What an event says besides "readable": room to write, FIN, RST."""
+        if mask & _HANGUP:
+            self.note_hangup(reset=bool(mask & _RESET))
+        if mask & _WRITING:
+            task, callback = self.writer, self.on_writable
+            self.writer = self.on_writable = None
+            if task is not None:
+                reschedule(task)
+            elif callback is not None:
+                callback()
 
     def close(self) -> None:
-        # Closing the descriptor itself removes it from the epoll; only our table must forget it first.
         if not self.closed:
             self.closed = True
-            self._watched.pop(self.fd, None)
+            self._hub.forget(self.fd)
             self.on_hangup = self.on_writable = None
             for name in ("reader", "writer", "hangup_waiter"):
                 task = getattr(self, name)
@@ -237,12 +276,20 @@ class EpollHub:
 
     def watch(self, sock: socket.socket) -> Watch:
         fd = sock.fileno()
-        watch = EpollWatch(fd, self._watched)
+        watch = EpollWatch(fd, self)
         # One epoll_ctl for the connection's whole life. EPOLLOUT costs nothing extra: the kernel reports it only
         # when a write had blocked, or along with an edge that is reported anyway.
         self._epoll.register(fd, select.EPOLLIN | select.EPOLLOUT | select.EPOLLRDHUP | select.EPOLLET)
         self._watched[fd] = watch
         return watch
+
+    def forget(self, fd: int) -> None:
+        """Stop watching a descriptor that is still open."""
+        del self._watched[fd]
+        # Closing it would do, were it not for a child that was forked meanwhile: its copy keeps the old connection
+        # in the epoll, whose events would then pass for those of the next one with this number (epoll(7), Q6).
+        with suppress(OSError):
+            self._epoll.unregister(fd)
 
     async def run(self) -> None:
         """Dispatch readiness until cancelled."""
@@ -266,16 +313,8 @@ class EpollHub:
                 if task is not None:
                     watch.reader = None
                     reschedule(task, _WOKEN)
-                if mask & _HANGUP:
-                    watch.note_hangup(mask)
-            if mask & _WRITING:
-                task = watch.writer
-                if task is not None:
-                    watch.writer = None
-                    reschedule(task)
-                elif watch.on_writable is not None:
-                    callback, watch.on_writable = watch.on_writable, None
-                    callback()
+            if mask != _DATA or watch.writing:
+                watch.note_rarer(mask)
 
     def close(self) -> None:
         for watch in list(self._watched.values()):
@@ -289,10 +328,11 @@ class EpollHub:
 class PortableWatch(Watch):
     """A descriptor waited for through trio's own I/O manager, one registration a wait."""
 
-    __slots__ = ("_scopes", "_sock")
+    __slots__ = ("_hub", "_scopes", "_sock")
 
-    def __init__(self, sock: socket.socket) -> None:
+    def __init__(self, sock: socket.socket, hub: PortableHub) -> None:
         super().__init__(sock.fileno())
+        self._hub = hub
         self._sock = sock
         self._scopes: dict[str, trio.CancelScope] = {}
 
@@ -322,13 +362,11 @@ class PortableWatch(Watch):
         """Look at the socket without reading: True if nothing is there yet; notes FIN and RST."""
         try:
             if self._sock.recv(1, socket.MSG_PEEK) == b"":
-                self.hangup = True
+                self.note_hangup(reset=False)
         except BlockingIOError:
             return True
         except OSError:
-            self.hangup = self.reset = True
-        if self.hangup and self.on_hangup is not None:
-            self.on_hangup()
+            self.note_hangup(reset=True)
         return False
 
     async def _wait(self, role: str, wait: Callable[[int], Awaitable[None]], what: str) -> bool:
@@ -360,6 +398,7 @@ class PortableWatch(Watch):
     def close(self) -> None:
         if not self.closed:
             self.closed = True
+            self._hub.watched.discard(self)
             self.on_hangup = None
             trio.lowlevel.notify_closing(self.fd)
             self._release("hangup_waiter")
@@ -376,14 +415,23 @@ async def _wait_for_ever(_fd: int) -> None:
 class PortableHub:
     """Readiness through trio's own I/O manager, for systems without epoll."""
 
+    def __init__(self) -> None:
+        self.watched: set[PortableWatch] = set()
+
+    def __repr__(self) -> str:
+        return f"<PortableHub watching {len(self.watched)}>"
+
     def watch(self, sock: socket.socket) -> Watch:
-        return PortableWatch(sock)
+        watch = PortableWatch(sock, self)
+        self.watched.add(watch)
+        return watch
 
     async def run(self) -> None:
         await trio.sleep_forever()
 
     def close(self) -> None:
-        """Nothing to release."""
+        for watch in list(self.watched):
+            watch.close()
 
 
 def open_hub(kind: Literal["auto", "epoll", "portable"] = "auto") -> Hub:

@@ -7,8 +7,11 @@ written is written, the rest is still the caller's.
 
 from __future__ import annotations
 
+import fcntl
 import socket
 import struct
+import sys
+import termios
 
 from trioserve.net.hub import Watch
 
@@ -32,7 +35,7 @@ class Transport:
         bytes_read, bytes_written: totals over the connection.
     """
 
-    __slots__ = ("broken", "bytes_read", "bytes_written", "sock", "watch")
+    __slots__ = ("_taken", "broken", "bytes_read", "bytes_written", "sock", "watch")
 
     def __init__(self, sock: socket.socket, watch: Watch) -> None:
         self.sock = sock
@@ -40,6 +43,7 @@ class Transport:
         self.broken: OSError | None = None
         self.bytes_read = 0
         self.bytes_written = 0
+        self._taken = 0
 
     def __repr__(self) -> str:
         return f"<Transport {self.watch!r} in={self.bytes_read} out={self.bytes_written}>"
@@ -60,7 +64,7 @@ class Transport:
             if received and not self.watch.hangup:
                 self.watch.readable = False
             elif not received:
-                self.watch.hangup = True
+                self.watch.note_hangup(reset=False)
         self.bytes_read += received
         return data
 
@@ -81,7 +85,9 @@ class Transport:
         return sent
 
     def send_parts_nowait(self, parts: list[bytes | memoryview]) -> bool:
-        """Write parts in one call, taking what was written off the list; True if something is left.
+        """Write parts, taking what was written off the list; True if the kernel takes no more and something is left.
+
+        Only then may the caller wait: with room left in the kernel's buffer there is no edge to be woken by.
 
         Raises:
             OSError: as `send_nowait`.
@@ -95,22 +101,27 @@ class Transport:
                 return False
             parts[:] = [memoryview(data)[sent:]]
             return True
-        try:
-            sent = self.sock.sendmsg(parts[:_PARTS_PER_CALL])
-        except BlockingIOError:
-            return True
-        except OSError as error:
-            self._note_broken(error)
-            raise
-        self.bytes_written += sent
-        while sent:
-            first = parts[0]
-            if len(first) > sent:
-                parts[0] = memoryview(first)[sent:]
-                break
-            sent -= len(first)
-            del parts[0]
-        return bool(parts)
+        return self._send_list(parts)
+
+    def _send_list(self, parts: list[bytes | memoryview]) -> bool:
+        while parts:
+            batch = parts[:_PARTS_PER_CALL]
+            try:
+                sent = self.sock.sendmsg(batch)
+            except BlockingIOError:
+                return True
+            except OSError as error:
+                self._note_broken(error)
+                raise
+            self.bytes_written += sent
+            for written, part in enumerate(batch):
+                if len(part) > sent:
+                    parts[written] = memoryview(part)[sent:]
+                    del parts[:written]
+                    return True
+                sent -= len(part)
+            del parts[: len(batch)]
+        return False
 
     def is_peer_gone(self) -> bool:
         """Whether the peer has sent FIN or RST, as far as can be known without waiting or reading."""
@@ -118,12 +129,34 @@ class Transport:
         if not watch.hangup:
             try:
                 if self.sock.recv(1, socket.MSG_PEEK) == b"":
-                    watch.hangup = True
+                    watch.note_hangup(reset=False)
             except BlockingIOError:
                 return False
             except OSError as error:
                 self._note_broken(error)
         return watch.hangup
+
+    def has_input(self) -> bool:
+        """Whether bytes of the peer wait to be read; for those who are not the connection's own task."""
+        try:
+            return bool(self.sock.recv(1, socket.MSG_PEEK))
+        except BlockingIOError:
+            return False
+        except OSError as error:
+            self._note_broken(error)  # the kernel tells it only once
+            return False
+
+    def has_progressed(self) -> bool:
+        """Whether the peer has taken bytes of ours since this was last asked.
+
+        Writability does not tell: the kernel reports it when a third of its buffer is free, which may be megabytes.
+        """
+        try:
+            queued = fcntl.ioctl(self.sock, termios.TIOCOUTQ, b"\0\0\0\0")
+        except OSError:
+            return False  # the system cannot say
+        before, self._taken = self._taken, self.bytes_written - int.from_bytes(queued, sys.byteorder)
+        return self._taken > before
 
     def shutdown_write(self) -> None:
         """Send our FIN; the peer may go on sending. Does nothing on a connection that is gone."""
@@ -150,4 +183,4 @@ class Transport:
         if self.broken is None:
             self.broken = error
         self.watch.readable = True
-        self.watch.hangup = self.watch.reset = True
+        self.watch.note_hangup(reset=True)

@@ -15,6 +15,7 @@ remembers the failure that `serve()` will raise, or the command exit with.
 from __future__ import annotations
 
 import enum
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -22,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 import trio
 
 from trioserve import errors
+from trioserve.errors import LifespanDied
 from trioserve.structure.crash_report import RequestFacts, WorkerFacts, build_report, emit_report
 from trioserve.structure.error_tree import signature
 
@@ -121,46 +123,38 @@ class Boundary:
 
     def judge_app(self, connection: ConnectionContext, exchange: Any, error: BaseException) -> Fault:
         """Judge what came out of `await app(...)`, or what the app left undone."""
-        stripped = _without_cancelled(error)
-        row = self._classify(stripped, exchange, connection)
+        stripped = without_cancelled(error)
+        row = _row_of_leaves(stripped) or self._row_of_app_error(stripped, exchange)
         return self._pronounce(row, stripped, connection, exchange)
 
     def judge_own(self, connection: ConnectionContext | None, error: BaseException) -> Fault:
         """Judge what was raised outside the app: our bug, unless trio says that the app broke its scopes."""
-        stripped = _without_cancelled(error)
-        row = "S1"
-        if isinstance(stripped, trio.TrioInternalError):
-            row = "S2"
-        elif (leaf := self._exit_leaf(stripped)) is not None:
-            row = "X1" if isinstance(leaf, SystemExit) else "X2"
-        elif any(isinstance(leaf, MemoryError) for leaf in leaves(stripped)):
-            row = "M1"
-        elif any(
-            isinstance(leaf, RuntimeError) and "stack corrupted" in str(leaf) for leaf in leaves(stripped)
-        ):
-            row = "B1"
+        stripped = without_cancelled(error)
+        row = _row_of_leaves(stripped)
+        # A BaseException of the app's own cannot come from where the app does not run.
+        row = "S1" if row in ("", "X3") else row
         return self._pronounce(row, stripped, connection, connection.exchange if connection else None)
+
+    def judge_lifespan(self, error: BaseException, when: str) -> Fault:
+        """Judge what came out of the app's lifespan task; `when` says whether it was serving or shutting down."""
+        stripped = without_cancelled(error)
+        row = _row_of_leaves(stripped)
+        if row not in ("", "B1", "X3"):
+            return self._pronounce(row, stripped, None, None)
+        names = ", ".join(dict.fromkeys(type(leaf).__name__ for leaf in leaves(stripped)))
+        death = LifespanDied(f"the app's lifespan task ended with {names:.200} {when}")
+        death.__cause__ = stripped
+        return self._pronounce("L3", death, None, None)
 
     def judge(self, row: str, error: BaseException) -> Fault:
         """Judge an event whose row the caller knows: the lifespan, a listener, an async generator."""
         return self._pronounce(row, error, None, None)
 
-    def _classify(self, error: BaseException, exchange: Any, connection: ConnectionContext) -> str:
-        """The row of an exception that left the app, by its leaves and by the state of the response."""
+    def _row_of_app_error(self, error: BaseException, exchange: Any) -> str:
+        """The row of an ordinary exception that left the app, by its leaves and by the state of the response."""
         found = list(leaves(error))
-        leaf = self._exit_leaf(error)
-        if leaf is not None:
-            return "X1" if isinstance(leaf, SystemExit) else "X2"
-        if any(isinstance(leaf, MemoryError) for leaf in found):
-            return "M1"
-        if any(isinstance(leaf, trio.TrioInternalError) for leaf in found):
-            return "S2"
-        if any(isinstance(leaf, errors.TaskLeak) or "stack corrupted" in str(leaf)[:200] for leaf in found):
-            return "B1"
         if any(isinstance(leaf, self._fatal) for leaf in found):
             return "A6"
-        if not all(isinstance(leaf, Exception) for leaf in found):
-            return "X3"
         if self._is_peers_doing(found, exchange):
             return "C2"
         if self._contain and all(isinstance(leaf, self._contain) for leaf in found):
@@ -181,13 +175,6 @@ class Boundary:
             return True
         return exchange.gone is not None and all(_descends_from(leaf, exchange.gone) for leaf in found)
 
-    @staticmethod
-    def _exit_leaf(error: BaseException) -> BaseException | None:
-        for leaf in leaves(error):
-            if isinstance(leaf, SystemExit | KeyboardInterrupt):
-                return leaf
-        return None
-
     # -- consequences ----------------------------------------------------------------------------------------
 
     def _pronounce(self, name: str, error: BaseException, connection: ConnectionContext | None,
@@ -199,7 +186,7 @@ class Boundary:
         elif verdict is _R and self._policy == "crash":
             verdict = _F
         if name == "X1":
-            exit_code = _exit_status(self._exit_leaf(error), exit_code)
+            exit_code = _exit_status(_exit_leaf(error), exit_code)
         fault = Fault(name, error, verdict, row.status, exit_code, summarise(error))
         faults = self._worker.counters.faults
         faults[name] = faults.get(name, 0) + 1
@@ -306,7 +293,7 @@ def leaves(error: BaseException) -> Iterator[BaseException]:
     while pending:
         current = pending.pop()
         if isinstance(current, BaseExceptionGroup):
-            pending += current.exceptions
+            pending += reversed(current.exceptions)
         else:
             yield current
 
@@ -320,12 +307,54 @@ def summarise(error: BaseException) -> str:
     return f"{type(error).__name__}: {text:.200}" if text else type(error).__name__
 
 
-def _without_cancelled(error: BaseException) -> BaseException:
+def is_cancellation(error: BaseException) -> bool:
+    """`error` is `Cancelled`, or a group of nothing else, and this task is indeed cancelled.
+
+    A nursery makes a group of the several `Cancelled` in it. One that nobody has asked for is something else: an
+    app that has kept one and raises it again, which must not take siblings or the server down.
+    """
+    if not isinstance(error, trio.Cancelled) and not isinstance(error, BaseExceptionGroup):
+        return False
+    return all(isinstance(leaf, trio.Cancelled) for leaf in leaves(error)) and (
+        trio.current_effective_deadline() == -math.inf
+    )
+
+
+def without_cancelled(error: BaseException) -> BaseException:
+    """A group less the `Cancelled` in it; anything else, and a group of nothing but them, as it is."""
     if isinstance(error, BaseExceptionGroup):
-        rest = error.split(trio.Cancelled)[1]
-        if rest is not None:
+        cancelled, rest = error.split(trio.Cancelled)
+        if cancelled is not None and rest is not None:
             return rest
     return error
+
+
+def _row_of_leaves(error: BaseException) -> str:
+    """The row that certain leaves decide wherever they were raised; "" if there is none of them."""
+    found = list(leaves(error))
+    leaf = _exit_leaf(error)
+    if leaf is not None:
+        return "X1" if isinstance(leaf, SystemExit) else "X2"
+    if any(isinstance(leaf, MemoryError) for leaf in found):
+        return "M1"
+    if any(isinstance(leaf, trio.TrioInternalError) for leaf in found):
+        return "S2"
+    if any(isinstance(leaf, errors.TaskLeak) or is_scope_corruption(leaf) for leaf in found):
+        return "B1"
+    # A Cancelled that is no cancellation (`is_cancellation`) is an exception like others.
+    return "" if all(isinstance(leaf, Exception | trio.Cancelled) for leaf in found) else "X3"
+
+
+def is_scope_corruption(error: BaseException) -> bool:
+    """trio's complaint about a nursery or cancel scope that was left open; it has no class of its own."""
+    return type(error) is RuntimeError and "stack corrupted" in str(error)
+
+
+def _exit_leaf(error: BaseException) -> BaseException | None:
+    for leaf in leaves(error):
+        if isinstance(leaf, SystemExit | KeyboardInterrupt):
+            return leaf
+    return None
 
 
 def _descends_from(error: BaseException, ancestor: BaseException) -> bool:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import trio
 
 from trioserve.net.transport import Transport
-from trioserve.structure.deadlines import NEVER, Deadlines
+from trioserve.structure.deadlines import NEVER, TICK, Deadlines
 from trioserve.structure.drain import Drain, DrainState
 
 if TYPE_CHECKING:
@@ -121,7 +121,7 @@ class WorkerContext:
     __slots__ = (
         "access_log", "admission", "app", "base_context", "boundary", "clock", "config", "connections",
         "counters", "deadlines", "debug_extension", "drain", "draining", "error_log", "flusher", "hub", "ids", "limits", "new_engine",
-        "response_defaults", "room", "root_path", "server_names", "started_at", "state", "timeouts", "wall_clock",
+        "response_defaults", "room", "root_path", "started_at", "state", "timeouts", "wall_clock",
     )  # fmt: skip
 
     def __init__(self, app: ASGIApp, config: Any, hub: Hub, error_log: logging.Logger) -> None:
@@ -137,7 +137,7 @@ class WorkerContext:
         self.limits = Limits.from_config(config)
         self.timeouts = Timeouts.from_config(config)
         self.deadlines = Deadlines()
-        self.drain = Drain(float(config.graceful_timeout))
+        self.drain = Drain(float(config.graceful_timeout), float(config.pre_drain_delay))
         self.draining = False
         self.drain.on_begin(self._note_draining)
         self.connections: set[ConnectionContext] = set()
@@ -150,11 +150,10 @@ class WorkerContext:
         self.state: dict[str, Any] = {}
         self.root_path: str = config.root_path
         self.debug_extension = bool(config.debug_extension)
-        self.server_names = frozenset(name.lower().encode("latin-1") for name in config.server_names)
         self.response_defaults: Any = None
 
     def _note_draining(self) -> None:
-        self.draining = True
+        self.draining = not self.drain.delay  # otherwise `worker.py` says when
 
     @property
     def in_flight(self) -> int:
@@ -190,7 +189,7 @@ class RunningExchange(Protocol):
 
     @property
     def request_complete(self) -> bool:
-        """The whole request body has arrived."""
+        """Nothing more of the request will arrive: it is whole, or cut short."""
         ...
 
     def describe(self) -> dict[str, Any]:
@@ -265,11 +264,39 @@ class ConnectionContext:
         """Back in the app, after a wait of ours: what bounds it is what bounded it before."""
         self.phase = self.handler_phase
         self.deadline = self.handler_deadline
-        if self.handler_deadline < self.armed_at:
+        # A task that the app has left running may come here when the connection is closed and forgotten.
+        if self.handler_deadline < self.armed_at and not self.transport.watch.closed:
             self.worker.deadlines.arm(self)
+
+    def resume_handler(self, waited: float) -> None:
+        """Back in the app, after a wait for the peer that does not count against the app's own time-out."""
+        if self.handler_phase == "request" and self.handler_deadline is not NEVER:
+            self.handler_deadline += waited
+        self.enter_handler()
+
+    def start_write(self) -> None:
+        """Enter a write that would block: bounded by its own phase, and by what bounds the handler anyway."""
+        deadline = self.worker.clock() + self.worker.timeouts.response_write
+        handler_is_bound = self.exchange is not None and not self.exchange.response_complete
+        if handler_is_bound and self.handler_deadline < deadline:
+            self.enter_handler()
+        else:
+            self.transport.has_progressed()  # from here on
+            self.start_phase("response_write", deadline)
 
     def expire(self) -> None:
         """Called by the reaper: the phase has lasted too long; cancel whatever the connection is doing."""
+        if self.idle and self.transport.has_input():
+            # The peer has spoken in time, but its task has not had its turn: look again when it must have had it.
+            self.start_phase(self.phase, self.worker.clock() + 2 * TICK)
+            return
+        if self.phase == "response_write" and self.transport.has_progressed():
+            self.start_write()
+            return
+        if self.phase == self.handler_phase and self.exchange is not None and self.exchange.response_complete:
+            # Only the response had to be in time; work after it is not cancelled.
+            self.handler_deadline = self.deadline = NEVER
+            return
         self.late = self.phase
         late = self.worker.counters.late
         late[self.phase] = late.get(self.phase, 0) + 1

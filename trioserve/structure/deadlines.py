@@ -19,6 +19,7 @@ import trio
 # Deadlines are rounded up to the next 1/20 s: a time-out is at most 50 ms late, and thousands of connections that
 # are due at about the same time share one wake-up.
 _TICKS_PER_SECOND = 20
+TICK = 1 / _TICKS_PER_SECOND
 
 NEVER = math.inf
 

@@ -11,6 +11,7 @@ ends it `hard_exit_after` seconds past all of these, even if an app blocks the l
 from __future__ import annotations
 
 import enum
+import math
 import os
 import threading
 from collections.abc import Callable
@@ -43,16 +44,22 @@ class Drain:
     Attributes:
         state: the current `DrainState`.
         reason: what began the drain, for logs; empty while running.
-        grace: seconds that requests in flight get, from the moment of `begin()`.
+        grace: seconds that requests in flight get.
+        delay: seconds after `begin()` in which everything is still accepted and served; 0 once something has gone
+            wrong, or for who cannot wait at all.
+        serve_until, deadline: when `delay` is over, and when `delay` and `grace` are; trio's clock.
         cut_lifespan: True where the app's lifespan may not be trusted to shut down (a fatal verdict).
     """
 
-    def __init__(self, grace: float) -> None:
+    def __init__(self, grace: float, delay: float = 0.0) -> None:
         self.state = DrainState.RUNNING
         self.reason = ""
         self.grace = grace
+        self.delay = delay if grace else 0.0
+        self.serve_until = self.deadline = math.inf
         self.cut_lifespan = False
         self._changed = {state: trio.Event() for state in DrainState}
+        self._shortened = trio.Event()
         self._observers: list[Callable[[], None]] = []
 
     def __repr__(self) -> str:
@@ -63,9 +70,20 @@ class Drain:
         self._observers.append(observer)
 
     def begin(self, reason: str, *, grace: float | None = None, fatal: bool = False) -> None:
-        """Start draining; once begun, a further call can only shorten the grace, never lengthen it."""
+        """Start draining; once begun, a further call can only shorten the grace, never lengthen it.
+
+        Args:
+            reason: for logs, in words that follow "draining:".
+            grace: of this cause, which also suffers no delay; None for the configured ones.
+            fatal: the app's lifespan is not to be shut down.
+        """
         if grace is not None:
-            self.grace = min(self.grace, grace)
+            self.grace, self.delay = min(self.grace, grace), 0.0
+        now = trio.current_time()
+        self.serve_until = min(self.serve_until, now + self.delay)
+        self.deadline = min(self.deadline, now + self.delay + self.grace)
+        self._shortened.set()
+        self._shortened = trio.Event()
         self.cut_lifespan = self.cut_lifespan or fatal
         if self.state is DrainState.RUNNING:
             self.reason = reason
@@ -88,6 +106,18 @@ class Drain:
     async def wait(self, state: DrainState) -> None:
         """Return once `state` has been reached or passed."""
         await self._changed[state].wait()
+
+    async def wait_delay(self) -> None:
+        """Return at `serve_until`, also if that is brought forward meanwhile."""
+        while (until := self.serve_until) > trio.current_time():
+            with trio.move_on_at(until):
+                await self._shortened.wait()
+
+    async def wait_grace(self) -> None:
+        """Return at `deadline`, also if that is brought forward meanwhile."""
+        while (until := self.deadline) > trio.current_time():
+            with trio.move_on_at(until):
+                await self._shortened.wait()
 
 
 class HardExit:

@@ -14,14 +14,13 @@ import os
 import signal
 import sys
 import traceback
-from collections.abc import Callable
 from typing import Any
 
 import trio
 
 from trioserve.asgi.load import load_app, wrap_app
 from trioserve.config import Config
-from trioserve.errors import EXIT_HARD_DRAIN, EXIT_OK, EXIT_SERVER_BUG, TrioserveError
+from trioserve.errors import EXIT_HARD_DRAIN, EXIT_OK, EXIT_SERVER_BUG, LifespanFailed, TrioserveError
 from trioserve.observe.process import pid_file
 from trioserve.structure.boundary import worker_facts
 from trioserve.structure.context import ASGIApp
@@ -49,8 +48,8 @@ def run_app(app: ASGIApp, config: Config) -> int:
         with pid_file(config.pid_path):
             trio.run(process.main, app)
     except TrioserveError as error:
-        if error.__cause__ is not None:
-            # What the app raised in its startup is what its author needs to see.
+        if isinstance(error, LifespanFailed) and error.__cause__ is not None:
+            # What the app raised is what its author needs to see.
             traceback.print_exception(error.__cause__, file=sys.stderr)
         print(f"trioserve: {error}", file=sys.stderr)
         return error.exit_code
@@ -109,7 +108,8 @@ class _Process:
             return
         drain = self._worker.drain
         reserved = 0.0 if drain.cut_lifespan else config.shutdown_timeout
-        self.hard_exit.arm(drain.grace + CLEANUP_SECONDS + reserved + config.hard_exit_after)
+        left = drain.deadline - trio.current_time()
+        self.hard_exit.arm(left + CLEANUP_SECONDS + reserved + config.hard_exit_after)
 
     async def _handle_signals(self, signals: Any) -> None:
         async for number in signals:

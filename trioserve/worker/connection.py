@@ -11,11 +11,12 @@ import trio
 
 from trioserve.errors import RequestRefused
 from trioserve.http.http1 import Http1
+from trioserve.structure.boundary import is_cancellation
 from trioserve.structure.context import ConnectionContext
 from trioserve.structure.deadlines import NEVER
 
-# Phases whose lateness is answered, and with what; the others end in silence (design, table of phases).
-_LATE_STATUS = {"request_head": 408, "request_body": 408, "request": 503}
+# Phases of a request whose lateness is answered, and with what, if the response has not begun.
+_LATE_STATUS = {"request_body": 408, "request": 503}
 
 # While lingering: how much the peer may still send, and how much is read at once. What comes is thrown away.
 _LINGER_BYTES = 1024 * 1024
@@ -37,15 +38,35 @@ async def serve_connection(connection: ConnectionContext) -> None:
             http1.end_exchange()
         if http1.linger:
             await _linger(connection)
-    except trio.Cancelled:
-        _end_cut(http1)
-        raise
     except BaseException as error:
-        _end_broken(http1, error)
+        cancelled = is_cancellation(error)
+        try:
+            if cancelled:
+                _end_cut(http1)
+            else:
+                _end_broken(http1, error)
+        except Exception as second:
+            # Ours again, such as a log that cannot be written to: judged as well, and the connection ends all the same.
+            worker.boundary.judge_own(connection, second)
+            connection.transport.abort()
+        if cancelled:
+            raise
     finally:
         http1.end_exchange()
         worker.forget(connection)
         connection.transport.close()
+        if connection.task.child_nurseries:
+            await _stay(connection)
+
+
+async def _stay(connection: ConnectionContext) -> None:
+    """Outlive the grace of a drain that a leaked nursery has begun, although the connection is closed.
+
+    trio ends a task that has left a nursery open with an error, which would cancel all other connections at once.
+    """
+    for nursery in connection.task.child_nurseries:
+        nursery.cancel_scope.cancel(reason="the app has left this nursery open")
+    await trio.sleep_forever()
 
 
 async def _serve(http1: Http1) -> None:
@@ -73,23 +94,24 @@ def _end_late(http1: Http1) -> None:
     """The reaper has cancelled the connection: answer where the phase has an answer, otherwise just end it."""
     connection = http1.connection
     phase = connection.late
-    status = _LATE_STATUS.get(phase)
     exchange = http1.exchange
+    if exchange is None:
+        # Between requests only a head can be late; a handler's time-out that came too late for it is no news.
+        if phase == "request_head":
+            http1.log(f"late: {phase}", status=408)
+            http1.write_last_words(408)
+        return
     if phase == "disconnect_grace":
         connection.worker.counters.peer_gone += 1
         http1.log("peer gone")
         return
-    if exchange is None:
-        if status is not None:
-            http1.log(f"late: {phase}", status=status)
-            http1.write_last_words(status)
-        return
+    status = _LATE_STATUS.get(phase)
     if status is not None and not exchange.response_started:
         http1.log(f"late: {phase}", status=status)
-        http1.write_last_words(status)
+        http1.write_last_words(status, _RETRY_AFTER if status == 503 else b"")
     else:
         http1.log(f"late: {phase}")
-        connection.transport.abort()
+        http1.break_off()
 
 
 def _end_cut(http1: Http1) -> None:
@@ -99,7 +121,7 @@ def _end_cut(http1: Http1) -> None:
         return
     if exchange.response_started:
         http1.log("drained")
-        http1.connection.transport.abort()
+        http1.break_off()
     else:
         http1.log("drained", status=503)
         http1.write_last_words(503, _RETRY_AFTER)
@@ -109,11 +131,11 @@ def _end_broken(http1: Http1, error: BaseException) -> None:
     """Something of ours, or the app's scopes, broke: one answer if possible, and the boundary's verdict."""
     connection = http1.connection
     fault = connection.worker.boundary.judge_own(connection, error)
-    http1.log("server error", fault.summary, status=fault.status)
     if http1.exchange is not None and fault.status is not None:
         http1.write_last_words(fault.status)
     else:
         connection.transport.abort()
+    http1.log("server error", fault.summary, status=fault.status)
 
 
 async def _linger(connection: ConnectionContext) -> None:
@@ -129,7 +151,10 @@ async def _linger(connection: ConnectionContext) -> None:
         while received < _LINGER_BYTES:
             data = transport.recv_nowait(_LINGER_READ)
             if data is None:
-                await transport.watch.wait_readable()
+                try:
+                    await transport.watch.wait_readable()
+                except trio.BusyResourceError:
+                    return  # a task that the app has left running reads, too: its request is over
             elif data:
                 received += len(data)
             else:

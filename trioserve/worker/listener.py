@@ -13,6 +13,7 @@ from collections.abc import Callable
 
 import trio
 
+from trioserve.net.bind import describe
 from trioserve.net.transport import Transport
 from trioserve.structure.context import Address, ConnectionContext, WorkerContext
 from trioserve.worker.connection import serve_connection
@@ -34,6 +35,9 @@ _ONLY_THIS_ONE = frozenset(
 # take the same 100 ms. A connection that closes here ends the pause early.
 _CAPACITY_PAUSE = 0.1
 
+# The longest queue that the kernel keeps for a socket of somebody else's making, by default (somaxconn, listen(2)).
+_QUEUE_MAX = 4096
+
 # An exhausted machine would otherwise fill the log at ten lines a second.
 _LOG_INTERVAL = 10.0
 
@@ -45,11 +49,12 @@ class Listener:
         self._worker = worker
         self._sock = sock
         self._connections = connections
+        self._name = describe(sock)
         self._address = _server_address(sock)
         self._last_complaint = float("-inf")
 
     def __repr__(self) -> str:
-        return f"<Listener {self._address}>"
+        return f"<Listener {self._name}>"
 
     async def run(self) -> None:
         """Accept until cancelled.
@@ -65,10 +70,21 @@ class Listener:
             while limit is not None and len(worker.connections) >= limit:
                 worker.counters.accept_pauses += 1
                 await worker.room.park()
+            # A drain may have closed the socket in the very turn in which this task was woken, or was to begin.
+            await trio.lowlevel.checkpoint_if_cancelled()
             await trio.lowlevel.wait_readable(fd)
+            await trio.lowlevel.checkpoint_if_cancelled()
             room = batch if limit is None else min(batch, limit - len(worker.connections))
             if not self.accept(room):
                 await self._wait_capacity()
+
+    def accept_last(self) -> None:
+        """Accept all that the kernel has queued: whoever is left in the queue of a closed socket is reset.
+
+        Raises:
+            OSError: as `run`.
+        """
+        self.accept(max(self._worker.config.backlog, _QUEUE_MAX) + 1)
 
     def accept(self, most: int) -> bool:
         """Accept up to `most` queued connections; False if the machine has no room for more."""
@@ -89,20 +105,20 @@ class Listener:
 
     def _start(self, sock: socket.socket, peer: object) -> None:
         worker = self._worker
+        client: Address | None = None
+        server = self._address
         try:
             sock.setblocking(False)
+            if self._sock.family != socket.AF_UNIX:
+                assert isinstance(peer, tuple)
+                client = (peer[0], peer[1])
+                if server is None:
+                    server = _server_address(sock)
             watch = worker.hub.watch(sock)
         except OSError as error:
             sock.close()
             self._complain(error)
             return
-        client: Address | None = None
-        server = self._address
-        if self._sock.family != socket.AF_UNIX:
-            assert isinstance(peer, tuple)
-            client = (peer[0], peer[1])
-            if server is None:
-                server = _server_address(sock)
         worker.counters.connections += 1
         connection = ConnectionContext(worker, Transport(sock, watch), client, server)
         # The task's context is the lifespan's, not this listener's: start_soon copies the context it is called in.
@@ -120,7 +136,7 @@ class Listener:
             self._worker.error_log.warning(
                 "cannot accept on %s: %s; pausing until there is room (%d connections open; for more, raise the limit "
                 "on open files)",
-                self._address,
+                self._name,
                 os.strerror(error.errno or 0),
                 len(self._worker.connections),
             )

@@ -16,9 +16,8 @@ import trio
 
 from trioserve.asgi.load import detect_mode, wrap_app
 from trioserve.config import Config
-from trioserve.structure.boundary import Fault
 from trioserve.structure.context import ASGIApp
-from trioserve.worker.worker import serve_worker
+from trioserve.worker.worker import Worker, serve_worker
 
 
 async def serve(
@@ -49,17 +48,22 @@ async def serve(
         Exception: the app's own, which ended the worker by the rules of `on_app_error`, after the drain.
     """
     config = _as_config(config, library=True)
-    worker = await serve_worker(
-        as_asgi(app, mode, config),
-        config,
-        sockets=sockets,
-        shutdown_trigger=shutdown_trigger,
-        task_status=task_status,
-        library=True,
-    )
-    failure = worker.context.boundary.failure
-    if failure is not None:
-        raise_failure(failure)
+    workers: list[Worker] = []
+    try:
+        await serve_worker(
+            as_asgi(app, mode, config),
+            config,
+            sockets=sockets,
+            shutdown_trigger=shutdown_trigger,
+            task_status=task_status,
+            on_worker=workers.append,
+            library=True,
+        )
+    finally:
+        # Also when the caller has cancelled meanwhile: a fault is not lost in a cancellation.
+        failure = workers[0].context.boundary.failure if workers else None
+        if failure is not None:
+            raise failure.error
 
 
 def run(app: Any, config: hypercorn.config.Config | None = None) -> int:
@@ -73,11 +77,6 @@ def run(app: Any, config: hypercorn.config.Config | None = None) -> int:
 def as_asgi(app: Any, mode: Literal["asgi", "wsgi"] | None, config: Config) -> ASGIApp:
     """The app as a plain ASGI 3 callable, whatever it was."""
     return wrap_app(app, detect_mode(app) if mode is None else mode, config)
-
-
-def raise_failure(failure: Fault) -> None:
-    """Let the fault that ended the worker come out, as it was raised."""
-    raise failure.error
 
 
 def _as_config(config: hypercorn.config.Config | None, *, library: bool) -> Config:

@@ -24,8 +24,9 @@ from typing import Any
 import trio
 
 from trioserve.asgi.lifespan import Lifespan
+from trioserve.asgi.server_names import serve_only
 from trioserve.config import Config, resolve_exceptions
-from trioserve.errors import LifespanDied, LifespanFailed
+from trioserve.errors import BindError, LifespanFailed
 from trioserve.http import engines
 from trioserve.http.flusher import Flusher
 from trioserve.http.response import DefaultFields
@@ -45,18 +46,24 @@ class Worker:
     Attributes:
         context: the record handed to every task below.
         listeners: the bound sockets.
+        trigger_error: what the caller's shutdown trigger raised, or None.
     """
 
-    def __init__(self, app: ASGIApp, config: Config, logs: Logs, listeners: Listeners) -> None:
+    def __init__(
+        self, app: ASGIApp, config: Config, logs: Logs, listeners: Listeners, *, owns_process: bool
+    ) -> None:
         self.logs = logs
         self.listeners = listeners
         self.config = config
-        self.context = context = WorkerContext(app, config, open_hub(config.hub), logs.error)
+        self.trigger_error: Exception | None = None
+        self._owns_process = owns_process
+        served = serve_only(app, config.server_names) if config.server_names else app
+        self.context = context = WorkerContext(served, config, open_hub(config.hub), logs.error)
         context.access_log = logs.access
         context.boundary = Boundary(
             context,
             contain=resolve_exceptions(config.contain_errors),
-            fatal=resolve_exceptions(config.fatal_errors),
+            fatal=resolve_exceptions(config.fatal_errors, "fatal_errors"),
         )
         context.new_engine = engines.factory(
             config.http_engine, context.limits, raw_names=config.h11_pass_raw_headers
@@ -101,6 +108,7 @@ class Worker:
                     structure.start_soon(context.flusher.run, name="flusher")
                 if await self._start_lifespan(structure):
                     await self._serve_connections(structure, shutdown_trigger, task_status)
+                else:
                     await self._stop_lifespan()
                 structure.cancel_scope.cancel(reason="the worker has drained")
         finally:
@@ -111,7 +119,11 @@ class Worker:
         """Run the app's startup; False if the worker is asked to end before the app is ready."""
         async with trio.open_nursery() as starting:
             starting.start_soon(self._give_up_startup, starting.cancel_scope)
-            await self.lifespan.startup(nursery, self.config.startup_timeout)
+            try:
+                await self.lifespan.startup(nursery, self.config.startup_timeout)
+            except LifespanFailed:
+                self.drain.begin("the app's startup failed", grace=0, fatal=True)
+                raise
             starting.cancel_scope.cancel(reason="startup is complete")
         if self.lifespan.context is not None:
             self.context.base_context = self.lifespan.context
@@ -132,9 +144,10 @@ class Worker:
     ) -> None:
         context = self.context
         self.listeners.listen(self.config.backlog)
-        # What lives now lives as long as the worker: the collector need not look at it again.
-        gc.collect()
-        gc.freeze()
+        if self._owns_process:
+            # What lives now lives as long as the worker: the collector need not look at it again.
+            gc.collect()
+            gc.freeze()
         async with trio.open_nursery() as connections:
             listeners = [Listener(context, sock, connections) for sock in self.listeners.sockets]
             connections.start_soon(self._listen, listeners, name="listeners")
@@ -144,7 +157,11 @@ class Worker:
             if shutdown_trigger is not None:
                 structure.start_soon(self._await_trigger, shutdown_trigger, name="shutdown trigger")
             await self.drain.wait(DrainState.DRAINING)
-            await self._drain(listeners, connections)
+            # What cancels the connections must not cancel the steps of the end.
+            with trio.CancelScope(shield=True, deadline=_last_moment(self)):
+                await self._drain(listeners, connections)
+                await self._stop_lifespan()
+            connections.cancel_scope.cancel(reason="the worker has drained")
 
     async def _listen(self, listeners: list[Listener]) -> None:
         with self._listening:
@@ -159,8 +176,14 @@ class Worker:
             self.context.boundary.judge("S3", error)
 
     async def _await_trigger(self, shutdown_trigger: Callable[..., Awaitable[object]]) -> None:
-        await shutdown_trigger()
-        self.drain.begin("the shutdown trigger")
+        try:
+            await shutdown_trigger()
+        except Exception as error:
+            # The caller's own: it comes out of `serve()`, but requests in flight need not suffer from it.
+            self.trigger_error = error
+            self.drain.begin(f"the shutdown trigger raised {type(error).__name__}")
+        else:
+            self.drain.begin("the shutdown trigger")
 
     # -- the end ---------------------------------------------------------------------------------------------
 
@@ -169,37 +192,39 @@ class Worker:
         context = self.context
         drain = self.drain
         self.logs.error.info("draining: %s; %d requests in flight", drain.reason, context.in_flight)
-        if self.config.pre_drain_delay and drain.grace:
-            # A load balancer needs a moment to notice; what it still sends meanwhile is accepted.
-            with trio.move_on_after(min(self.config.pre_drain_delay, drain.grace)):
-                await drain.wait(DrainState.CANCELLING)
+        # A load balancer may need a moment to notice; what it still sends meanwhile is accepted and served.
+        await drain.wait_delay()
+        context.draining = True
         self._listening.cancel(reason="draining")
         for listener in listeners:
             # What the kernel has queued was accepted on our behalf: serve it, or its clients get a reset.
             try:
-                listener.accept(self.config.backlog)
+                listener.accept_last()
             except OSError as error:
                 self.logs.error.debug("last accept: %s", error)
         self.listeners.close()
         for connection in list(context.connections):
             connection.wake_for_drain()
         async with trio.open_nursery() as grace:
-            grace.start_soon(self._cancel_after_grace, connections)
-            while context.connections:
-                await context.room.park()
-            grace.cancel_scope.cancel(reason="all connections are closed")
+            grace.start_soon(self._wait_until_closed, grace.cancel_scope)
+            await self._cancel_after_grace(connections)
+            grace.cancel_scope.cancel(reason="the drain's time is over")
+
+    async def _wait_until_closed(self, scope: trio.CancelScope) -> None:
+        while self.context.connections:
+            await self.context.room.park()
+        scope.cancel(reason="all connections are closed")
 
     async def _cancel_after_grace(self, connections: trio.Nursery) -> None:
-        began = trio.current_time()
-        while self.drain.state is DrainState.DRAINING:
-            # The grace may shrink while we wait (a fault in a handler): look again, at most a second late.
-            left = began + self.drain.grace - trio.current_time()
-            if left <= 0:
-                self.drain.advance(DrainState.CANCELLING)
-            with trio.move_on_after(min(left, 1.0)):
-                await self.drain.wait(DrainState.CANCELLING)
+        await self.drain.wait_grace()
+        self.drain.advance(DrainState.CANCELLING)
         self._log_cut()
         connections.cancel_scope.cancel(reason=f"drain: {self.drain.reason}")
+        await trio.sleep(CLEANUP_SECONDS)
+        self.logs.error.error(
+            "%d cancelled requests do not end (a shield, or Cancelled was caught); not waiting for them",
+            self.context.in_flight,
+        )
 
     def _log_cut(self) -> None:
         """Say which requests did not make it."""
@@ -226,10 +251,8 @@ class Worker:
             return
         await self.lifespan.shutdown(self.config.shutdown_timeout)
 
-    def _lifespan_died(self, error: BaseException) -> None:
-        death = LifespanDied(f"the app's lifespan task ended with {type(error).__name__}")
-        death.__cause__ = error
-        self.context.boundary.judge("L3" if isinstance(error, Exception) else "X3", death)
+    def _lifespan_died(self, error: BaseException, when: str) -> None:
+        self.context.boundary.judge_lifespan(error, when)
 
 
 async def serve_worker(
@@ -260,25 +283,32 @@ async def serve_worker(
     listeners = open_listeners(
         config.bind, umask=config.umask, user=config.user, group=config.group, sockets=sockets
     )  # fmt: skip
-    logs = setup_logs(config)
+    try:
+        logs = setup_logs(config)
+    except BaseException:
+        listeners.close()
+        raise
     try:
         for level, advice in config.advice(library=library):
             logs.error.log(level, "%s", advice)
-        worker = Worker(app, config, logs, listeners)
+        worker = Worker(app, config, logs, listeners, owns_process=not library)
         if on_worker is not None:
             on_worker(worker)
         async with trio.open_nursery() as outer:
             with trio.CancelScope(shield=True) as shield:
                 outer.start_soon(_drain_on_cancel, worker, name="wait for cancellation")
-                worker.drain.on_begin(lambda: _bound_shield(worker, shield))
+                worker.drain.on_begin(lambda: setattr(shield, "deadline", _last_moment(worker)))
                 await worker.run(shutdown_trigger=shutdown_trigger, task_status=task_status)
             outer.cancel_scope.cancel(reason="the worker has ended")
-        return worker
     except BaseExceptionGroup as group:
-        raise _unwrap(group) from None
+        found = _unwrap(group)
+        raise found from found.__cause__
     finally:
         listeners.close()
         logs.close(CLEANUP_SECONDS)
+    if worker.trigger_error is not None:
+        raise worker.trigger_error
+    return worker
 
 
 async def _drain_on_cancel(worker: Worker) -> None:
@@ -288,12 +318,9 @@ async def _drain_on_cancel(worker: Worker) -> None:
         worker.drain.begin("cancelled by the caller")
 
 
-def _bound_shield(worker: Worker, shield: trio.CancelScope) -> None:
+def _last_moment(worker: Worker) -> float:
     """A shield has a deadline: once the end has begun, this is when it comes at the latest."""
-    config = worker.config
-    shield.deadline = (
-        trio.current_time() + worker.drain.grace + 2 * CLEANUP_SECONDS + config.shutdown_timeout
-    )  # fmt: skip
+    return worker.drain.deadline + 2 * CLEANUP_SECONDS + worker.config.shutdown_timeout
 
 
 def _unwrap(group: BaseExceptionGroup[Any]) -> BaseException:
@@ -301,4 +328,4 @@ def _unwrap(group: BaseExceptionGroup[Any]) -> BaseException:
     current: BaseException = group
     while isinstance(current, BaseExceptionGroup) and len(current.exceptions) == 1:
         current = current.exceptions[0]
-    return current if isinstance(current, LifespanFailed | trio.Cancelled) else group
+    return current if isinstance(current, LifespanFailed | BindError | trio.Cancelled) else group

@@ -1,0 +1,324 @@
+"""Response heads: what an app may put into one, what is taken out, and what can never get onto the wire."""
+
+from __future__ import annotations
+
+import email.utils
+import time
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from trioserve.errors import AppMisuse, InvalidResponse
+from trioserve.http import response
+from trioserve.http.response import (
+    ASKS_CLOSE,
+    HAS_DATE,
+    HAS_SERVER,
+    DefaultFields,
+    check_start,
+    field_block,
+    minimal_response,
+)
+
+OK = b"HTTP/1.1 200 OK\r\n"
+
+# -- the status line -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("status", "line"),
+    [
+        (200, b"HTTP/1.1 200 OK\r\n"),
+        (204, b"HTTP/1.1 204 No Content\r\n"),
+        (404, b"HTTP/1.1 404 Not Found\r\n"),
+        (299, b"HTTP/1.1 299 \r\n"),
+        (599, b"HTTP/1.1 599 \r\n"),
+        (999, b"HTTP/1.1 999 \r\n"),
+    ],
+)
+def test_a_status_line_has_the_registered_phrase_or_none(status: int, line: bytes) -> None:
+    # RFC 9112 section 4: the space before the phrase stays.
+    for _ in range(2):
+        assert check_start(status, [])[0] == line
+
+
+@pytest.mark.parametrize(
+    "status", [-1, 0, 1, 99, 100, 101, 103, 199, 1000, True, False, None, "200", 200.5, b"200", ()]
+)
+def test_a_status_that_ends_no_response_is_refused(status: Any) -> None:
+    with pytest.raises(InvalidResponse, match="status must be an int from 200 to 999"):
+        check_start(status, [])
+
+
+@pytest.mark.parametrize("status", [[], {}, bytearray(b"200")])
+def test_a_status_of_an_unhashable_type_is_refused_too(status: Any) -> None:
+    with pytest.raises(InvalidResponse):
+        check_start(status, [])
+
+
+# -- fields --------------------------------------------------------------------------------------------------
+
+
+def test_fields_are_written_in_order_as_they_stand() -> None:
+    fields = [
+        (b"X-One", b"1"),
+        (b"set-cookie", b"a=b"),
+        (b"Set-Cookie", b"c=d"),
+        (b"empty", b""),
+        (b"x", b" \xe9 "),
+    ]
+    block, length, flags = check_start(200, fields)
+    assert block == OK + b"X-One: 1\r\nset-cookie: a=b\r\nSet-Cookie: c=d\r\nempty: \r\nx:  \xe9 \r\n"
+    assert (length, flags) == (None, 0)
+
+
+def test_tuples_and_lists_of_fields_are_both_fine() -> None:
+    assert check_start(200, ((b"a", b"b"), [b"c", b"d"]))[0] == OK + b"a: b\r\nc: d\r\n"  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    "evil", [b"a\r\nset-cookie: x", b"\r", b"\n", b"a\nb", b"a\r", b"\0", b"a\0b", b"\r\n\r\n<html>", b"\r\n"]
+)
+def test_a_value_cannot_end_its_line(evil: bytes) -> None:
+    for fields in ([(b"x", evil)], [(b"a", b"b"), (b"x", evil)], [(b"x", evil), (b"a", b"b")]):
+        with pytest.raises(InvalidResponse, match="cannot contain CR, LF or NUL"):
+            check_start(200, fields)
+        with pytest.raises(InvalidResponse, match="cannot contain CR, LF or NUL"):
+            field_block(fields)
+
+
+@pytest.mark.parametrize(
+    "evil",
+    [
+        b"",
+        b" ",
+        b"a b",
+        b"a:",
+        b":a",
+        b"a\r\nb",
+        b"a\n",
+        b"\r",
+        b"a\0",
+        b"a\x7f",
+        b"\xe9",
+        b"a(b)",
+        b'"a"',
+        b"a/b",
+    ],
+)
+def test_a_name_must_be_a_token(evil: bytes) -> None:
+    for _ in range(2):  # it must not be remembered as good
+        with pytest.raises(InvalidResponse, match="not a field name"):
+            check_start(200, [(evil, b"x")])
+        with pytest.raises(InvalidResponse, match="not a field name"):
+            field_block([(evil, b"x")])
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        [("x", b"1")],
+        [(b"x", "1")],
+        [(b"x", 1)],
+        [(b"x", None)],
+        [(None, b"1")],
+        [(bytearray(b"x"), b"1")],
+        [(b"x",)],
+        [(b"x", b"1", b"2")],
+        [b"x: 1"],
+        [None],
+        [1],
+        [(b"content-length", "5")],
+        [(b"content-length", 5)],
+        [(b"connection", "close")],
+        [(b"transfer-encoding", None)],
+        [(b"never-seen-before-1", b"x"), (b"x",)],
+        [(b"never-seen-before-2", b"x"), None],
+        [[], []],
+    ],
+)
+def test_fields_of_another_shape_are_a_named_error(fields: Any) -> None:
+    for check in (lambda: check_start(200, fields), lambda: field_block(fields)):
+        with pytest.raises(InvalidResponse):
+            check()
+
+
+def test_errors_show_the_name_and_no_value() -> None:
+    with pytest.raises(InvalidResponse) as caught:
+        check_start(200, [(b"x-token", b"secret\r\n")])
+    assert "x-token" in str(caught.value)
+    assert "secret" not in str(caught.value)
+
+
+def test_an_app_that_makes_up_names_fills_no_memory() -> None:
+    for number in range(3 * response._KINDS_MAX):
+        check_start(200, [(b"x-%d" % number, b"1"), (b"content-length", b"1")])
+    assert len(response._kinds) <= response._KINDS_MAX + 2
+    many = [(b"y-%d" % number, b"1") for number in range(2 * response._KINDS_MAX)]
+    assert check_start(200, many)[0].count(b"\r\n") == len(many) + 1
+
+
+@given(fields=st.lists(st.tuples(st.binary(max_size=6), st.binary(max_size=8)), max_size=4))
+def test_whatever_passes_has_one_line_for_each_field(fields: list[tuple[bytes, bytes]]) -> None:
+    try:
+        block, _, _ = check_start(200, fields)
+    except AppMisuse:
+        return
+    lines = block.split(b"\r\n")
+    assert lines[-1] == b""
+    assert len(lines) - 2 <= len(fields)
+    assert not any(byte in line for line in lines for byte in (b"\r", b"\n", b"\0"))
+
+
+# -- fields that are not the app's alone ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("value", [b"0", b"5", b"0005", b"9" * 18])
+def test_a_content_length_is_read_and_written(value: bytes) -> None:
+    assert check_start(200, [(b"Content-Length", value)]) == (
+        OK + b"Content-Length: " + value + b"\r\n",
+        int(value),
+        0,
+    )
+
+
+@pytest.mark.parametrize(
+    "value", [b"", b"-1", b"+5", b"5 ", b" 5", b"5,5", b"0x5", b"five", b"\xb2", b"9" * 5000]
+)
+def test_a_content_length_that_is_none_is_refused(value: bytes) -> None:
+    with pytest.raises(InvalidResponse):
+        check_start(200, [(b"content-length", value)])
+
+
+@pytest.mark.parametrize("second", [b"5", b"6"])
+def test_a_second_content_length_is_refused(second: bytes) -> None:
+    with pytest.raises(InvalidResponse):
+        check_start(200, [(b"content-length", b"5"), (b"Content-Length", second)])
+
+
+def test_a_204_has_no_content_length() -> None:
+    # RFC 9110 section 8.6. Frameworks set it out of habit.
+    assert check_start(204, [(b"a", b"b"), (b"content-length", b"0")]) == (
+        b"HTTP/1.1 204 No Content\r\na: b\r\n",
+        None,
+        0,
+    )
+
+
+def test_a_304_may_have_the_content_length_of_the_200() -> None:
+    assert check_start(304, [(b"content-length", b"5")])[1] == 5
+
+
+@pytest.mark.parametrize("name", [b"keep-alive", b"Keep-Alive", b"proxy-connection", b"te", b"TE"])
+def test_hop_by_hop_fields_are_refused(name: bytes) -> None:
+    with pytest.raises(InvalidResponse, match="hop-by-hop"):
+        check_start(200, [(name, b"x")])
+
+
+@pytest.mark.parametrize(
+    ("value", "written", "flags"),
+    [
+        (b"close", False, ASKS_CLOSE),
+        (b"Close", False, ASKS_CLOSE),
+        (b"keep-alive", False, 0),
+        (b"Keep-Alive, close", False, ASKS_CLOSE),
+        (b"upgrade", True, 0),
+    ],
+)
+def test_the_app_may_ask_to_close_but_the_server_writes_it(value: bytes, written: bool, flags: int) -> None:
+    block, _, found = check_start(426, [(b"connection", value), (b"upgrade", b"h2c")])
+    assert (b"connection: " + value in block) == written
+    assert found == flags
+    assert block.endswith(b"upgrade: h2c\r\n")
+
+
+@pytest.mark.parametrize("value", [b"x-secret", b"close, te", b"transfer-encoding", b"", b"upgrade\r\nx: y"])
+def test_other_connection_options_are_refused(value: bytes) -> None:
+    with pytest.raises(InvalidResponse):
+        check_start(200, [(b"connection", value)])
+
+
+def test_transfer_encoding_is_the_servers() -> None:
+    assert check_start(200, [(b"Transfer-Encoding", b"Chunked"), (b"a", b"b")])[0] == OK + b"a: b\r\n"
+    for value in (b"gzip", b"gzip, chunked", b"identity", b"", b"chunked\r\nx: y"):
+        with pytest.raises(InvalidResponse):
+            check_start(200, [(b"transfer-encoding", value)])
+
+
+def test_dates_and_servers_of_the_app_are_noted() -> None:
+    assert check_start(200, [(b"Date", b"x")])[2] == HAS_DATE
+    assert check_start(200, [(b"SERVER", b"x")])[2] == HAS_SERVER
+    assert check_start(200, [(b"date", b"x"), (b"server", b"y"), (b"connection", b"close")])[2] == (
+        HAS_DATE | HAS_SERVER | ASKS_CLOSE
+    )
+
+
+@pytest.mark.parametrize(
+    "name",
+    [b"content-length", b"Transfer-Encoding", b"connection", b"keep-alive", b"te", b"proxy-connection"],
+)
+def test_trailers_and_interim_responses_may_not_frame(name: bytes) -> None:
+    with pytest.raises(InvalidResponse, match="not allowed in trailers"):
+        field_block([(name, b"5")])
+
+
+def test_trailers_are_a_block_of_lines() -> None:
+    assert field_block([(b"a", b"b"), (b"C", b"")]) == b"a: b\r\nC: \r\n"
+    assert field_block([]) == b""
+
+
+# -- the server's own fields ---------------------------------------------------------------------------------
+
+
+def test_date_and_server_are_added_unless_the_app_has_set_them() -> None:
+    defaults = DefaultFields(date=True, server=b"trioserve", others=[(b"alt-svc", b"h3")])
+    both = defaults.block(0.0)
+    date, server, alt = both.splitlines(keepends=True)
+    assert email.utils.parsedate_to_datetime(date.decode()[6:].strip()).timestamp() == pytest.approx(
+        time.time(), abs=2
+    )
+    assert (server, alt) == (b"server: trioserve\r\n", b"alt-svc: h3\r\n")
+    assert defaults.block(0.0, HAS_DATE) == server + alt
+    assert defaults.block(0.0, HAS_SERVER) == date + alt
+    assert defaults.block(0.0, HAS_DATE | HAS_SERVER) == alt
+    assert defaults.block(0.0, ASKS_CLOSE) == both
+
+
+def test_the_servers_fields_can_be_switched_off() -> None:
+    assert DefaultFields(date=False, server=None).block(0.0) == b""
+    assert DefaultFields(date=False, server=b"x").block(0.0) == b"server: x\r\n"
+
+
+def test_the_date_is_made_again_when_its_second_is_over() -> None:
+    defaults = DefaultFields(date=True, server=None)
+    defaults.block(100.0)
+    assert 100.0 < defaults.valid_until <= 101.0
+    defaults.both = b"stale"
+    assert defaults.block(defaults.valid_until - 0.001) == b"stale"
+    assert defaults.block(defaults.valid_until).startswith(b"date: ")
+
+
+# -- our own responses ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("status", [400, 408, 413, 414, 417, 431, 500, 501, 503, 505])
+def test_our_own_responses_are_whole_and_close(status: int) -> None:
+    head, _, body = minimal_response(status, b"server: x\r\n", extra=b"retry-after: 1\r\n").partition(
+        b"\r\n\r\n"
+    )
+    lines = head.split(b"\r\n")
+    assert lines[0].startswith(b"HTTP/1.1 %d " % status)
+    assert body == lines[0].removeprefix(b"HTTP/1.1 ") + b"\n"
+    assert set(lines[1:]) == {
+        b"server: x",
+        b"retry-after: 1",
+        b"content-type: text/plain; charset=utf-8",
+        b"content-length: %d" % len(body),
+        b"connection: close",
+    }
+    assert (
+        minimal_response(status, b"server: x\r\n", extra=b"retry-after: 1\r\n", head_only=True)
+        == head + b"\r\n\r\n"
+    )
