@@ -150,6 +150,7 @@ def test_body_size_is_exact_with_chunks(kind: str, limit: int, chunk: int) -> No
 def test_a_chunk_over_the_limit_is_refused_before_its_data_come(kind: str) -> None:
     assert run(kind, CHUNKED + b"3\r\nabc\r\n8\r\n", body_size=10).refused == 413
     assert run(kind, CHUNKED + b"3\r\nabc\r\nfffffffffffffff\r\n", body_size=10).refused == 413
+    assert run(kind, CHUNKED + b"6\r\nabcdef\r\n" * 2, body_size=10).refused == 413
 
 
 # -- what comes with chunks ----------------------------------------------------------------------------------

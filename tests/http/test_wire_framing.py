@@ -71,7 +71,7 @@ async def answer(app: App, request: bytes = GET, method: str = "GET", **settings
         (answering(b""), b"content-length: 0\r\nconnection: close\r\n\r\n"),
         (
             answering(b"hello", headers=[(b"Content-Length", b"5")]),
-            b"Content-Length: 5\r\nconnection: close\r\n\r\nhello",
+            b"content-length: 5\r\nconnection: close\r\n\r\nhello",
         ),
         (
             answering(b"hel", b"lo", headers=[(b"content-length", b"5")]),

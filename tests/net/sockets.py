@@ -58,6 +58,15 @@ def fill(sock: socket.socket) -> int:
             return total
 
 
+async def drain(peer: socket.socket) -> None:
+    """Read all that is there, and let the others have their turns."""
+    try:
+        while peer.recv(1 << 20):
+            pass
+    except BlockingIOError:
+        await wait_all_tasks_blocked(0.001)
+
+
 async def receive_exactly(transport: Transport, size: int, read_size: int = 65536) -> bytes:
     """Read as a connection does: at once, and wait only when nothing is there."""
     parts = []

@@ -12,7 +12,7 @@ import pytest
 import trio
 from trio.testing import wait_all_tasks_blocked
 
-from tests.net.sockets import HUBS, PAIRS, Waiters, fill, running_hub, tcp_pair, unix_pair, waits
+from tests.net.sockets import HUBS, PAIRS, Waiters, drain, fill, running_hub, tcp_pair, unix_pair, waits
 from trioserve.net.hub import Hub
 from trioserve.net.transport import Transport
 
@@ -130,7 +130,7 @@ async def test_on_writable_is_called_once_and_only_if_no_task_waits(epoll_hub: H
         await wait_all_tasks_blocked(0.01)
         assert calls == []
         while not calls:
-            await _drain(peer)
+            await drain(peer)
         assert watch.on_writable is None
         fill(ours)
         watch.on_writable = lambda: calls.append("again")
@@ -138,17 +138,9 @@ async def test_on_writable_is_called_once_and_only_if_no_task_waits(epoll_hub: H
             waiters = Waiters(nursery)
             await waiters.start(watch, "writable")
             while not waiters.results:
-                await _drain(peer)
+                await drain(peer)
         assert calls == ["writable"]
         watch.close()
-
-
-async def _drain(peer: socket.socket) -> None:
-    try:
-        while peer.recv(1 << 20):
-            pass
-    except BlockingIOError:
-        await wait_all_tasks_blocked(0.001)
 
 
 # -- descriptors ---------------------------------------------------------------------------------------------

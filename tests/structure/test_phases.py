@@ -88,7 +88,7 @@ async def test_request_head_is_answered_with_408_and_bytes_do_not_extend_it(
                     await trio.sleep(1)
 
             nursery.start_soon(trickle)
-            response = await ends_after(client, 10 + 2)  # and 2 s of linger, for a client that goes on sending
+            response = await ends_after(client, 10)
             nursery.cancel_scope.cancel()
         assert response.startswith(b"HTTP/1.1 408 ")
         assert b"\r\nconnection: close\r\n" in response
@@ -196,13 +196,13 @@ async def test_a_body_that_is_slower_than_the_minimum_rate_is_late(autojump_cloc
 
 async def test_a_body_at_the_minimum_rate_takes_as_long_as_it_takes(autojump_clock: Any) -> None:
     async with talking(echo, request_body_min_rate=240) as (_, client):
-        await client.send(head_of("POST", 250 * 400))
+        await client.send(head_of("POST", 2500 * 30))
         async with trio.open_nursery() as nursery:
 
             async def trickle() -> None:
-                for _ in range(400):
-                    await client.send(bytes(250))
-                    await trio.sleep(1)
+                for _ in range(30):
+                    await client.send(bytes(2500))
+                    await trio.sleep(10)
 
             nursery.start_soon(trickle)
             assert (await client.read_response()).status == 200
@@ -272,6 +272,13 @@ async def test_a_request_that_arrives_as_keep_alive_ends_is_served_or_not_begun(
 # -- response_write ------------------------------------------------------------------------------------------
 
 
+def receive_what_is_there(client: RawClient) -> bytes:
+    try:
+        return client.sock.recv(65536)
+    except BlockingIOError:
+        return b""
+
+
 def small_buffers(server: TestServer) -> None:
     (listener,) = server.worker.listeners.sockets
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 16 * 1024)  # accepted sockets inherit it
@@ -315,7 +322,8 @@ async def test_response_write_without_progress_aborts(autojump_clock: Any, hub: 
             await trio.testing.wait_all_tasks_blocked(0.01)
             with trio.fail_after(1000):
                 await server.wait_idle()
-            assert 30 <= trio.current_time() - began <= (200 if app is send_events else 31)
+            # What the kernel has still brought to the client after the write had blocked counts as progress.
+            assert 30 <= trio.current_time() - began <= (200 if app is send_events else 62)
             assert late(server) == {"response_write": 1}
             with pytest.raises(ConnectionResetError):
                 while await client.receive():
@@ -330,11 +338,11 @@ async def test_progress_extends_response_write(autojump_clock: Any, hub: str, ap
         async with server.connect(receive_buffer=4096) as client:
             await client.send(encode_request("GET"))
             began = trio.current_time()
-            total = len(await client.receive_until(b"\r\n\r\n")) * 0
+            total = 0
             while total < 1_000_000:
                 await trio.sleep(25)
                 for _ in range(20):
-                    total += len(await client.receive())
+                    total += len(receive_what_is_there(client))
             assert trio.current_time() - began > 60
             assert late(server) == {}
 
@@ -394,7 +402,8 @@ async def test_request_does_not_count_the_time_that_the_client_takes(autojump_cl
         await trio.sleep(9 if body == b"quick" else 100)
         await respond(send, body)
 
-    async with talking(app, request_timeout=20, request_body_timeout=60) as (_, client):
+    settings = {"request_body_timeout": 60, "request_body_min_rate": 0}
+    async with talking(app, request_timeout=20, **settings) as (_, client):
         for body, status in ((b"quick", 200), (b"slow!", 503)):
             await client.send(head_of("POST", 5))
             await trio.sleep(50)
@@ -415,7 +424,8 @@ async def test_work_after_the_response_is_not_what_request_means(autojump_clock:
     async with talking(app, request_timeout=5) as (server, client):
         assert (await client.get()).status == 200
         assert (await client.get()).status == 200
-        assert late(server) == {}
+        await trio.sleep(101)
+        assert "request" not in late(server)
     assert done == [True, True]
 
 

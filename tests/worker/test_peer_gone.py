@@ -96,6 +96,7 @@ async def sends_before_the_hub_has_looked(receive: Any, send: Any, leave: Leave)
         (asks_before_the_hub_has_looked, GET, "reset"),
         (sends_before_the_hub_has_looked, GET, "reset"),
     ],
+    ids=lambda value: "half a body" if value == HALF_A_BODY else "no body" if value == GET else None,
 )
 async def test_an_app_that_goes_on_regardless_is_cancelled_after_the_grace(
     hub: str, meet_end: Any, request_bytes: bytes, how: str, autojump_clock: MockClock

@@ -502,7 +502,7 @@ class Http1Exchange(Exchange):
     # -- the response head -----------------------------------------------------------------------------------
 
     def wire_start(self, status: int, headers: Iterable[tuple[bytes, bytes]], trailers: bool) -> None:
-        self.fields = fields = headers if isinstance(headers, (list, tuple)) else listed(headers)  # noqa: UP038 - hot
+        self.fields = fields = headers if type(headers) is list else listed(headers)
         self._block, self._expected, self._flags = check_start(status, fields)
         if self._flags & ASKS_CLOSE:
             self.keep_alive = False
@@ -518,12 +518,9 @@ class Http1Exchange(Exchange):
         if more or self._is_head or status in BODILESS or self._trailers is not None:
             return self._send_first(body, more)
         size = len(body)
-        if self._expected is None:
-            framing = b"content-length: %d\r\n" % size
-        else:
-            if self._expected != size:
-                check_body_length(size, self._expected, True)
-            framing = b""
+        if self._expected is not None and self._expected != size:
+            check_body_length(size, self._expected, True)
+        framing = b"content-length: %d\r\n" % size
         # Complete whatever the kernel takes of it now: nothing more may be sent, and what is left is in the queue.
         if size > _HOLD_SIZE:
             self.queue += (self._head(framing, b""), _as_bytes(body))
@@ -572,6 +569,9 @@ class Http1Exchange(Exchange):
         """The head of a response that has several parts, no body, or trailers; with the first part."""
         size = len(body)
         framing = b""
+        if self._expected is not None and self.status != 204:
+            # RFC 9110 section 8.6: not in a 204, where frameworks set it out of habit.
+            framing = b"content-length: %d\r\n" % self._expected
         if self._is_head or self.status in BODILESS:
             self._check_bodiless(size)
             if size and not more and self._expected is None and self.status not in BODILESS:

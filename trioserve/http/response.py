@@ -54,9 +54,14 @@ _SPECIAL = {
 
 # Kind of each field name seen, as the app spells it. Bounded: an app may make names up.
 _kinds: dict[bytes, int] = {}
-_KINDS_MAX = 1024
 
-# Status lines by code; those without a registered phrase are added when they are used (at most 800).
+# Checked lines of fields that an app sends again and again, and lengths; both bounded, since values may be made up.
+_lines: dict[tuple[bytes, bytes], bytes] = {}
+_lengths: dict[bytes, int] = {}
+_CACHE_MAX = 1024
+_KEPT_VALUE = 64
+
+# Status lines by code, where a phrase is registered.
 _status_lines = {
     int(s): f"HTTP/1.1 {int(s)} {s.phrase}\r\n".encode("ascii") for s in http.HTTPStatus if s >= 200
 }
@@ -71,58 +76,77 @@ def check_start(status: int, fields: Sequence[tuple[bytes, bytes]]) -> tuple[byt
     """Check the status and fields of a start event.
 
     Returns:
-        The status line and the fields that are to be written as they stand, as bytes without the empty line; the
-        Content-Length or None; and flags: `ASKS_CLOSE`, `HAS_DATE`, `HAS_SERVER`.
+        The status line and the fields that are to be written as they stand, as bytes without the empty line and
+        without Content-Length; that length or None; and flags: `ASKS_CLOSE`, `HAS_DATE`, `HAS_SERVER`.
 
     Raises:
         InvalidResponse: they may not be sent.
     """
+    line: bytes | None
     length: int | None = None
     flags = 0
     try:
         parts = [_status_lines[status]]
-        for name, value in fields:
-            kind = _kinds[name]
-            if kind:
-                if kind == _CONTENT_LENGTH:
-                    if not value.isdigit() or length is not None:
-                        raise invalid_header(name, value, f"{value!r:.40} is no length, or it is sent twice")
-                    length = int(value)
-                else:
-                    written, flag = _note_special(kind, name, value)
-                    flags |= flag
-                    if not written:
-                        continue
-            parts += (name, b": ", value, b"\r\n")
-        block = b"".join(parts)
-    except KeyError:
-        # A status or a name that is seen for the first time: check it, remember it, begin again.
-        _learn(status, fields)
-        return check_start(status, fields)
-    except (TypeError, ValueError, AttributeError) as error:
-        raise InvalidResponse(f"response headers must be pairs of bytes: {error}") from None
-    lines = len(parts) // 4 + 1
-    if block.count(_CR) != lines or block.count(_LF) != lines or _NUL in block:
-        raise _find_injection(fields)
-    if status == 204 and length is not None:
-        # RFC 9110 section 8.6: not here. Frameworks set it out of habit, so it is dropped, not refused.
-        kept = [(name, value) for name, value in fields if _kinds[name] != _CONTENT_LENGTH]
-        return check_start(status, kept)
-    return block, length, flags
-
-
-def _learn(status: Any, fields: Sequence[Any]) -> None:
-    if status not in _status_lines:
-        if not isinstance(status, int) or isinstance(status, bool) or not 200 <= status <= 999:
-            raise InvalidResponse(f"status must be an int from 200 to 999, not {status!r:.80}")
-        # The space before an empty phrase is required (RFC 9112 section 4).
-        _status_lines[status] = b"HTTP/1.1 %d \r\n" % status
-    if len(_kinds) >= _KINDS_MAX:
-        _kinds.clear()
+    except (KeyError, TypeError):
+        parts = [_status_line(status)]
     for field in fields:
-        if not isinstance(field, tuple | list) or len(field) != 2:
-            raise InvalidResponse(f"response headers must be pairs of bytes, not {type(field).__name__}")
-        _kind_of(field[0])
+        try:
+            line = _lines.get(field)
+        except TypeError:
+            line = None  # a list, or something unhashable in the pair
+        if line is None:
+            name, value = _check_pair(field)
+            kind = _kind_of(name)
+            if kind == _PLAIN:
+                line = _check_line(name, value)
+            elif kind == _CONTENT_LENGTH:
+                if length is not None:
+                    raise invalid_header(name, value, "sent twice")
+                length = _check_length(name, value)
+                continue  # written with the framing
+            else:
+                line, flag = _note_special(kind, name, value)
+                flags |= flag
+        parts.append(line)
+    return b"".join(parts), length, flags
+
+
+def _status_line(status: Any) -> bytes:
+    if not isinstance(status, int) or isinstance(status, bool) or not 200 <= status <= 999:
+        raise InvalidResponse(f"status must be an int from 200 to 999, not {status!r:.80}")
+    # The space before an empty phrase is required (RFC 9112 section 4).
+    return b"HTTP/1.1 %d \r\n" % status
+
+
+def _check_pair(field: Any) -> tuple[Any, Any]:
+    if not isinstance(field, tuple | list) or len(field) != 2:
+        raise InvalidResponse(f"response headers must be pairs of bytes, not {type(field).__name__}")
+    return field[0], field[1]
+
+
+def _check_line(name: bytes, value: Any, *, keep: bool = True) -> bytes:
+    """The line of a field, checked; remembered if it is likely to come again."""
+    if not isinstance(value, bytes):
+        raise invalid_header(name, value, "values must be bytes")
+    if _CR in value or _LF in value or _NUL in value:
+        raise invalid_header(name, value, "a value cannot contain CR, LF or NUL")
+    line = b"".join((name, b": ", value, b"\r\n"))
+    if keep and len(value) <= _KEPT_VALUE:
+        if len(_lines) >= _CACHE_MAX:
+            _lines.clear()
+        _lines[name, value] = line
+    return line
+
+
+def _check_length(name: bytes, value: Any) -> int:
+    length = _lengths.get(value) if isinstance(value, bytes) else None
+    if length is None:
+        if not isinstance(value, bytes) or not value.isdigit() or len(value) > 18:
+            raise invalid_header(name, value, f"{value!r:.40} is no length")
+        if len(_lengths) >= _CACHE_MAX:
+            _lengths.clear()
+        length = _lengths[value] = int(value)
+    return length
 
 
 def _kind_of(name: Any) -> int:
@@ -130,33 +154,29 @@ def _kind_of(name: Any) -> int:
     if kind is None:
         if not isinstance(name, bytes) or not TOKEN.fullmatch(name):
             raise invalid_header(name, b"", "not a field name (RFC 9110 section 5.1)")
+        if len(_kinds) >= _CACHE_MAX:
+            _kinds.clear()
         kind = _kinds[name] = _SPECIAL.get(name.lower(), _PLAIN)
     return kind
 
 
-def _note_special(kind: int, name: bytes, value: bytes) -> tuple[bool, int]:
-    """A field that is not the app's alone: whether it is written as it stands, and the flag it sets."""
+def _note_special(kind: int, name: bytes, value: bytes) -> tuple[bytes, int]:
+    """A field that is not the app's alone: its line, empty if it is not to be written, and the flag it sets."""
+    line = _check_line(name, value, keep=False)  # what sets a flag must be looked at each time
     if kind == _DATE:
-        return True, HAS_DATE
+        return line, HAS_DATE
     if kind == _SERVER:
-        return True, HAS_SERVER
+        return line, HAS_SERVER
     if kind == _CONNECTION:
         options = {option.strip() for option in value.lower().split(b",")}
         if not options <= {b"close", b"keep-alive", b"upgrade"}:
             raise invalid_header(name, value, "the server decides what concerns the connection")
-        return b"upgrade" in options, ASKS_CLOSE if b"close" in options else 0
+        return line if b"upgrade" in options else b"", ASKS_CLOSE if b"close" in options else 0
     if kind == _TRANSFER_ENCODING:
         if value.strip().lower() != b"chunked":
             raise invalid_header(name, value, "the server frames the body; leave it out")
-        return False, 0
+        return b"", 0
     raise invalid_header(name, value, "hop-by-hop fields are the server's to set")
-
-
-def _find_injection(fields: Iterable[tuple[bytes, bytes]]) -> InvalidResponse:
-    for name, value in fields:
-        if any(byte in value for byte in (b"\r", b"\n", b"\0")):
-            return invalid_header(name, value, "a value cannot contain CR, LF or NUL")
-    return InvalidResponse("response headers contain CR, LF or NUL")
 
 
 def field_block(fields: Iterable[tuple[bytes, bytes]]) -> bytes:
@@ -165,21 +185,13 @@ def field_block(fields: Iterable[tuple[bytes, bytes]]) -> bytes:
     Raises:
         InvalidResponse: a name or value that may not be sent, or one that only a head may carry.
     """
-    fields = listed(fields)
-    parts: list[bytes] = []
-    for field in fields:
-        if not isinstance(field, tuple | list) or len(field) != 2:
-            raise InvalidResponse("response headers must be pairs of bytes")
-        name, value = field
+    parts = []
+    for field in listed(fields):
+        name, value = _check_pair(field)
         if _kind_of(name) in (_CONTENT_LENGTH, _CONNECTION, _TRANSFER_ENCODING, _REFUSED):
             raise invalid_header(name, value, "not allowed in trailers or interim responses")
-        if not isinstance(value, bytes):
-            raise invalid_header(name, value, "values must be bytes")
-        parts += (name, b": ", value, b"\r\n")
-    block = b"".join(parts)
-    if block.count(_CR) != len(fields) or block.count(_LF) != len(fields) or _NUL in block:
-        raise _find_injection(fields)
-    return block
+        parts.append(_check_line(name, value, keep=False))
+    return b"".join(parts)
 
 
 class DefaultFields:

@@ -22,7 +22,7 @@ from trioserve.asgi.load import load_app, wrap_app
 from trioserve.config import Config
 from trioserve.errors import EXIT_HARD_DRAIN, EXIT_OK, EXIT_SERVER_BUG, LifespanFailed, TrioserveError
 from trioserve.observe.process import pid_file
-from trioserve.structure.boundary import worker_facts
+from trioserve.structure.boundary import FATAL_GRACE, worker_facts
 from trioserve.structure.context import ASGIApp
 from trioserve.structure.crash_report import WorkerFacts, build_report, emit_report
 from trioserve.structure.drain import CLEANUP_SECONDS, HardExit
@@ -79,6 +79,7 @@ class _Process:
         self._config = config
         self._worker: Worker | None = None
         self._stops = 0
+        self._ended = False
         self.hard_exit = HardExit(self._report_hard_exit, EXIT_HARD_DRAIN)
 
     async def main(self, app: ASGIApp) -> None:
@@ -88,14 +89,24 @@ class _Process:
         with trio.open_signal_receiver(*wanted) as signals:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._handle_signals, signals, name="signals")
+                nursery.start_soon(self._notice_broken_trio, name="notice a broken trio")
                 try:
                     await serve_worker(app, self._config, on_worker=self._adopt)
                 except Exception as error:
                     failure = error  # out of this nursery it would come in a group, and lose its exit code
                 finally:
+                    self._ended = True
                     nursery.cancel_scope.cancel(reason="the worker has ended")
         if failure is not None:
             raise failure
+
+    async def _notice_broken_trio(self) -> None:
+        """Nobody cancels the root of a process but trio, once it cannot go on: no time for a whole drain."""
+        try:
+            await trio.sleep_forever()
+        finally:
+            if not self._ended and self._worker is not None:
+                self._worker.drain.begin("trio has failed", grace=FATAL_GRACE, fatal=True)
 
     def _adopt(self, worker: Worker) -> None:
         self._worker = worker
