@@ -16,7 +16,7 @@ from starlette.routing import Route
 
 from trioserve import testing
 from trioserve.errors import ClientDisconnected, UnexpectedMessage
-from trioserve.testing import RawClient, TestServer, encode_request, no_leaks
+from trioserve.testing import TestServer, encode_request, no_leaks
 
 from ..apps import read_body, respond
 

@@ -62,7 +62,7 @@ async def startup_error(app: Any, **settings: Any) -> BaseException:
         def started(self, value: Any = None) -> None:
             started.append(value)
 
-    with trio.fail_after(100), pytest.raises(BaseException) as caught:  # noqa: PT011 - the caller looks at it
+    with trio.fail_after(100), pytest.raises(BaseException) as caught:
         await serve(app, configure(**settings), task_status=Status())
     assert not started
     return caught.value

@@ -102,9 +102,9 @@ async def _stream(scope: Any, receive: Any, send: Any) -> None:
 
 
 async def _large(scope: Any, receive: Any, send: Any) -> None:
-    """8 MiB in parts, without a length."""
+    """As many MiB as the query says, in parts, without a length."""
     await send({"type": "http.response.start", "status": 200, "headers": []})
-    for _ in range(128):
+    for _ in range(16 * int(scope["query_string"])):
         await send({"type": "http.response.body", "body": b"x" * 65536, "more_body": True})
     await send({"type": "http.response.body", "body": b""})
 

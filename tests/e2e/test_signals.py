@@ -28,12 +28,13 @@ STOPS = [signal.SIGTERM, signal.SIGINT]
 
 @pytest.mark.parametrize("stop", STOPS, ids=lambda number: number.name)
 async def test_a_request_in_flight_finishes_then_lifespan_shuts_down_then_exit_0(stop):
-    async with serve_command(APP) as server, held_request(server) as client:
-        server.send_signal(stop)
-        await server.stderr.wait_for(f"draining: {stop.name}; 1 requests in flight")
-        await wait_refused(server.address)
-        await client.send(b"!")
-        response = await client.read_response("POST")
+    async with serve_command(APP) as server:
+        async with held_request(server) as client:
+            server.send_signal(stop)
+            await server.stderr.wait_for(f"draining: {stop.name}; 1 requests in flight")
+            await wait_refused(server.address)
+            await client.send(b"!")
+            response = await client.read_response("POST")
         assert (response.status, response.body, response.header("connection")) == (200, b"done!", "close")
         assert await server.wait() == 0
     assert server.stdout.text.split("\n")[:-1] == ["lifespan.startup", "holding", "lifespan.shutdown"]
@@ -52,7 +53,7 @@ async def test_idle_connections_are_closed_at_once_and_delay_nothing():
 async def test_a_client_that_never_reads_cannot_delay_the_end():
     async with serve_command(APP, "--graceful-timeout", "0.2") as server:
         async with server.connect(receive_buffer=4096) as client:
-            await client.send(encode_request("GET", "/large"))
+            await client.send(encode_request("GET", "/large?100"))
             await client.receive(100)
             server.send_signal(signal.SIGTERM)
             assert await server.wait() == 0
@@ -149,16 +150,17 @@ async def test_sigquit_counts_as_the_second_signal():
 
 
 async def test_signals_about_logs_and_reloading_do_not_count_as_stops():
-    async with serve_command(APP) as server, held_request(server) as client:
-        server.send_signal(signal.SIGHUP)
-        await server.stderr.wait_for("SIGHUP ignored")
-        server.send_signal(signal.SIGTERM)
-        await server.stderr.wait_for("draining")
-        server.send_signal(signal.SIGUSR1)
-        server.send_signal(signal.SIGHUP)
-        await server.stderr.wait_for("SIGHUP ignored")
-        await client.send(b"!")
-        assert (await client.read_response("POST")).status == 200
+    async with serve_command(APP) as server:
+        async with held_request(server) as client:
+            server.send_signal(signal.SIGHUP)
+            await server.stderr.wait_for("SIGHUP ignored")
+            server.send_signal(signal.SIGTERM)
+            await server.stderr.wait_for("draining")
+            server.send_signal(signal.SIGUSR1)
+            server.send_signal(signal.SIGHUP)
+            await server.stderr.wait_for("SIGHUP ignored")
+            await client.send(b"!")
+            assert (await client.read_response("POST")).status == 200
         assert await server.wait() == 0
 
 

@@ -145,6 +145,7 @@ async def run_worker(
 
     async def fetch(client: RawClient) -> None:
         responses.append(await client.get("/hold"))
+        client.close()
 
     scopes: list[trio.CancelScope] = []
     async with trio.open_nursery() as nursery:
@@ -468,7 +469,7 @@ async def test_a_handler_that_does_not_end_cannot_take_the_lifespans_time(
                     await trio.sleep(500)
                 except trio.Cancelled:
                     with trio.CancelScope(shield=True):
-                        await trio.sleep(1)
+                        await trio.sleep(50)
 
     began = trio.current_time()
     async with serving(holds_out, graceful_timeout=10, on_app_error="contain") as server:

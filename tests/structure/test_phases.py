@@ -475,7 +475,7 @@ async def test_linger_is_bounded_in_bytes(autojump_clock: Any) -> None:
     async with talking(hello, linger_timeout=10_000) as (server, client):
         await client.send(b"NONSENSE\r\n\r\n")
         assert (await client.read_response()).status == 400
-        with trio.fail_after(1000), pytest.raises(OSError):  # noqa: PT011
+        with trio.fail_after(1000), pytest.raises(OSError):
             while True:
                 await client.send(bytes(100_000))
         await server.wait_idle()

@@ -1,11 +1,11 @@
-"""One request and its response as the app sees them: `receive()` and `send()`, and what may follow what.
+r"""One request and its response as the app sees them: `receive()` and `send()`, and what may follow what.
 
 A protocol in `http/` subclasses `Exchange` and supplies the wire: the methods that begin with `wire_`. The base owns
 the ASGI state tables (https://asgi.readthedocs.io/en/latest/specs/www.html, version 2.5), so that every misuse is a
 named error whatever the protocol, and it owns no bytes.
 
     response:  NONE -start-> HELD -first body-> STREAMING -last body-> COMPLETE
-                                  \\-only body-----------------------/
+                                  \-only body-----------------------/
                              (trailers announced: -last body-> TRAILERS -trailers-> COMPLETE)
 
 The head is held until the first body event, so that head and body leave in one write and the framing is known.

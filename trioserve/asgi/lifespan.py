@@ -153,7 +153,9 @@ class Lifespan:
         try:
             event = message["type"]
         except (KeyError, TypeError):
-            raise UnexpectedMessage(f"lifespan send() takes a dict with a 'type', not {message!r:.100}") from None
+            raise UnexpectedMessage(
+                f"lifespan send() takes a dict with a 'type', not {message!r:.100}"
+            ) from None
         if event == "lifespan.startup.complete" and not self._started.is_set():
             self.context = trio.lowlevel.current_task().context.copy()
             self.supported = True

@@ -210,21 +210,21 @@ class EpollWatch(Watch):
         if self.readable:
             return _at_once()
         self.reader = task or current_task()
-        return wait_task_rescheduled(self._abort_read)
+        return wait_task_rescheduled(self._abort_read)  # noqa: ASYNC105 - the caller awaits it
 
     def wait_writable(self) -> Awaitable[None]:
         self._check_open(self.writer, "write")
         if self.reset:
             return _at_once()
         self.writer = current_task()
-        return wait_task_rescheduled(self._abort_write)
+        return wait_task_rescheduled(self._abort_write)  # noqa: ASYNC105 - the caller awaits it
 
     def wait_hangup(self) -> Awaitable[None]:
         self._check_open(self.hangup_waiter, "learn of the end of")
         if self.hangup:
             return _at_once()
         self.hangup_waiter = current_task()
-        return wait_task_rescheduled(self._abort_hangup)
+        return wait_task_rescheduled(self._abort_hangup)  # noqa: ASYNC105 - the caller awaits it
 
     def _abort_read(self, _raise_cancel: Callable[[], Any]) -> Abort:
         self.reader = None

@@ -1,5 +1,6 @@
-"""The error boundary: where something was raised decides who is to blame, what the client hears, and what becomes
-of the worker. THE table is `ROWS`; everything that goes wrong in a worker passes through `Boundary`.
+"""The error boundary: where something was raised decides what the client hears and what becomes of the worker.
+
+THE table is `ROWS`; everything that goes wrong in a worker passes through `Boundary`.
 
 Callers: `http1.py` (what left the app), `connection.py` (what left our own code), `lifespan.py` and `worker.py`.
 It never waits and never raises: it counts, logs, reports, begins the drain where the verdict asks for it, and
@@ -346,7 +347,7 @@ def _row_of_leaves(error: BaseException) -> str:
 
 
 def is_scope_corruption(error: BaseException) -> bool:
-    """trio's complaint about a nursery or cancel scope that was left open; it has no class of its own."""
+    """Trio's complaint about a nursery or cancel scope that was left open; it has no class of its own."""
     return type(error) is RuntimeError and "stack corrupted" in str(error)
 
 

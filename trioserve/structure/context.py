@@ -120,8 +120,8 @@ class WorkerContext:
 
     __slots__ = (
         "access_log", "admission", "app", "base_context", "boundary", "clock", "config", "connections",
-        "counters", "deadlines", "debug_extension", "drain", "draining", "error_log", "flusher", "hub", "ids", "limits", "new_engine",
-        "response_defaults", "room", "root_path", "started_at", "state", "timeouts", "wall_clock",
+        "counters", "deadlines", "debug_extension", "drain", "draining", "error_log", "flusher", "hub", "ids",
+        "limits", "new_engine", "response_defaults", "room", "root_path", "started_at", "state", "timeouts",
     )  # fmt: skip
 
     def __init__(self, app: ASGIApp, config: Any, hub: Hub, error_log: logging.Logger) -> None:

@@ -28,6 +28,9 @@ from trioserve.structure.crash_report import WorkerFacts, build_report, emit_rep
 from trioserve.structure.drain import CLEANUP_SECONDS, HardExit
 from trioserve.worker.worker import Worker, serve_worker
 
+# What a process that ends at once still gives its log writer, in seconds.
+_LAST_LINES = 0.5
+
 _SIGNALS = ("SIGTERM", "SIGINT", "SIGQUIT", "SIGUSR1", "SIGHUP")
 
 
@@ -78,6 +81,7 @@ class _Process:
     def __init__(self, config: Config) -> None:
         self._config = config
         self._worker: Worker | None = None
+        self._root: trio.lowlevel.Task | None = None
         self._stops = 0
         self._ended = False
         self.hard_exit = HardExit(self._report_hard_exit, EXIT_HARD_DRAIN)
@@ -110,6 +114,7 @@ class _Process:
 
     def _adopt(self, worker: Worker) -> None:
         self._worker = worker
+        self._root = trio.lowlevel.current_root_task()
         worker.drain.on_begin(self._arm_hard_exit)
 
     def _arm_hard_exit(self) -> None:
@@ -147,6 +152,7 @@ class _Process:
                 worker.drain.hurry(name)
             else:
                 os.write(2, f"trioserve: {name} for the third time: exiting at once\n".encode())
+                worker.logs.close(_LAST_LINES)
                 os._exit(128 + number)
 
     def facts(self) -> WorkerFacts:
@@ -179,5 +185,8 @@ class _Process:
             request=None,
             worker=self.facts(),
             nth=1,
+            root=self._root,  # this is the hard exit's thread, where trio cannot be asked
         )
         emit_report(report, self._config.crash_dir)
+        if worker is not None:
+            worker.logs.close(_LAST_LINES)

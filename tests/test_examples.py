@@ -1,0 +1,143 @@
+"""Every example does what its docstring says, as a real process, on trioserve and under `hypercorn -k trio`."""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import trio
+
+from tests.e2e.process import ServerProcess, start_process, trioserve_command
+
+FOLDER = Path(__file__).parents[1] / "examples"
+
+SERVERS = {
+    "trioserve": trioserve_command(),
+    "hypercorn": [sys.executable, "-m", "hypercorn", "-k", "trio"],
+}
+
+Serve = Callable[..., AbstractAsyncContextManager[ServerProcess]]
+
+
+@pytest.fixture(params=SERVERS)
+def serve(request: Any) -> Serve:
+    @asynccontextmanager
+    async def serve(name: str) -> AsyncIterator[ServerProcess]:
+        command = [*SERVERS[request.param], "--bind", "127.0.0.1:0", f"examples.{name}:app"]
+        async with start_process(*command) as server:
+            await server.wait_running()
+            yield server
+
+    return serve
+
+
+async def test_hello(serve: Serve) -> None:
+    async with serve("hello") as server:
+        async with server.connect() as client:
+            for _ in range(2):
+                response = await client.get()
+                assert (response.status, response.body) == (200, b"Hello from trioserve\n")
+
+
+async def test_streaming_sends_events_as_they_happen(serve: Serve) -> None:
+    async with serve("streaming") as server:
+        async with server.connect() as client:
+            await client.send(b"GET /events?every=0.01 HTTP/1.1\r\nhost: x\r\n\r\n")
+            head = await client.receive_until(b"\r\n\r\n")
+            assert b"content-type: text/event-stream" in head
+            for number in range(1, 6):
+                await client.receive_until(
+                    b'id: %d\nevent: tick\ndata: {"number": %d}\n\n' % (number, number)
+                )
+        # The client has left in the middle of it, and the server is none the worse.
+        response = await server.get("/events?count=2&every=0")
+        assert re.findall(rb"^id: (\d)", response.body, re.MULTILINE) == [b"1", b"2"]
+        assert response.complete
+        assert (await server.get("/elsewhere")).status == 404
+
+
+async def test_fanout_takes_no_longer_than_its_patience_and_says_what_failed(serve: Serve) -> None:
+    async with serve("fanout") as server:
+        began = trio.current_time()
+        response = await server.get()
+        assert trio.current_time() - began < 20  # one part would take a minute
+        assert json.loads(response.body) == {
+            "price": 19.5,
+            "stock": 7,
+            "reviews": "unavailable: nobody listens at reviews:80",
+            "recommendations": "too late",
+        }
+
+
+async def test_starlette_app(serve: Serve) -> None:
+    pytest.importorskip("starlette")
+    async with serve("starlette_app") as server:
+        assert (await server.get("/?name=Ada")).body == b"Hello from Starlette\n"
+        with trio.fail_after(10):
+            while (visits := json.loads((await server.get("/visits")).body)) != {"visits": ["Ada"]}:
+                assert visits == {"visits": []}  # the note is written after the answer
+        assert (await server.get("/countdown/3")).body == b"3\n2\n1\n0\n"
+        async with server.connect() as client:
+            response = await client.request("POST", "/measure", body=b"x" * 300_000)
+            assert json.loads(response.body) == {"bytes": 300_000}
+            assert (await client.get("/missing")).status == 404
+
+
+async def test_fastapi_app(serve: Serve) -> None:
+    pytest.importorskip("fastapi")
+    json_type = [("content-type", "application/json")]
+    async with serve("fastapi_app") as server:
+        async with server.connect() as client:
+            order = {"item": "tea", "amount": 2}
+            response = await client.request("POST", "/orders", json_type, json.dumps(order).encode())
+            assert (response.status, json.loads(response.body)) == (202, order)
+            with trio.fail_after(10):
+                while (done := json.loads((await client.get("/orders")).body)) != [order]:
+                    assert done == []
+            response = await client.request("POST", "/orders", json_type, b'{"item": "", "amount": 0}')
+            assert response.status == 422
+            statuses = []
+            for _ in range(20):
+                order["amount"] = 1000
+                response = await client.request("POST", "/orders", json_type, json.dumps(order).encode())
+                statuses.append(response.status)
+            assert statuses[0] == 202
+            assert statuses[-1] == 503
+            assert response.header("retry-after") == "1"
+            assert (await client.get("/openapi.json")).status == 200
+
+
+async def test_wsgi_app(serve: Serve) -> None:
+    pytest.importorskip("flask")
+    async with serve("wsgi_app") as server:
+        assert (await server.get()).body == b"Hello from Flask\n"
+        assert (await server.get("/lines")).body == b"line 1\nline 2\nline 3\n"
+        async with server.connect() as client:
+            response = await client.request("POST", "/shout", body="grüße".encode())
+            assert response.body == "GRÜSSE".encode()
+        async with trio.open_nursery() as nursery:
+            ended: list[str] = []
+            for path in ("/nap?seconds=0.5", "/"):
+                nursery.start_soon(_get, server, path, ended)
+        assert ended == ["/", "/nap?seconds=0.5"]
+
+
+async def _get(server: ServerProcess, path: str, ended: list[str]) -> None:
+    assert (await server.get(path)).status == 200
+    ended.append(path)
+
+
+def test_the_readme_tells_of_every_example() -> None:
+    files = {path.name for path in FOLDER.glob("*.py")} - {"__init__.py"}
+    text = (FOLDER / "README.md").read_text()
+    assert set(re.findall(r"\]\((\w+\.py)\)", text)) == files
+    assert {f"test_{name.removesuffix('.py').split('_')[0]}" for name in files} <= {
+        match.partition("_")[0] + "_" + match.split("_")[1]
+        for match in re.findall(r"async def (test_\w+)", Path(__file__).read_text())
+    }
