@@ -15,13 +15,16 @@ from typing import Any
 
 import trio
 
+from examples.hello import answer_lifespan
+
 # Longer than this no part of the page is waited for (seconds).
 PATIENCE = 0.25
 
 
 async def app(scope: dict[str, Any], receive: Any, send: Any) -> None:
     """Answer with what each backend had to say in time."""
-    if scope["type"] != "http":
+    if scope["type"] == "lifespan":
+        await answer_lifespan(receive, send)
         return
     page: dict[str, Any] = {}
     async with trio.open_nursery() as nursery:

@@ -17,22 +17,32 @@ from urllib.parse import parse_qs
 
 import trio
 
+from examples.hello import answer_lifespan
+
 
 async def app(scope: dict[str, Any], receive: Any, send: Any) -> None:
     """Serve the feed at /events; everything else is not found."""
-    if scope["type"] != "http":
+    if scope["type"] == "lifespan":
+        await answer_lifespan(receive, send)
         return
     if scope["path"] != "/events":
         await send({"type": "http.response.start", "status": 404, "headers": [(b"content-length", b"0")]})
         await send({"type": "http.response.body"})
         return
-    query = parse_qs(scope["query_string"].decode("ascii"))
-    count = float(query.get("count", [math.inf])[0])
-    every = float(query.get("every", [1.0])[0])
+    query = parse_qs(scope["query_string"].decode("latin-1"))
+    count = _number(query, "count", math.inf)
+    every = _number(query, "every", 1.0)
     async with trio.open_nursery() as nursery:
         nursery.start_soon(_cancel_when_client_leaves, receive, nursery.cancel_scope)
         await _send_events(send, count, every)
         nursery.cancel_scope.cancel()
+
+
+def _number(query: dict[str, list[str]], name: str, default: float) -> float:
+    try:
+        return max(0.0, float(query[name][0]))
+    except (KeyError, ValueError):
+        return default
 
 
 async def _send_events(send: Any, count: float, every: float) -> None:

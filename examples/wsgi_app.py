@@ -33,7 +33,7 @@ def shout() -> Response:
 @app.get("/nap")
 def nap() -> Response:
     """Block for a while, as database drivers do; other requests are served meanwhile."""
-    seconds = min(request.args.get("seconds", 0.1, float), 5.0)
+    seconds = max(0.0, min(5.0, request.args.get("seconds", 0.1, float)))
     time.sleep(seconds)
     return jsonify(slept=seconds, thread=threading.current_thread().name)
 

@@ -50,7 +50,9 @@ class Handled:
             self.ended.set()
 
 
-async def leave(server: TestServer, app: Handled, how: str, request: bytes = b"", patience: float = 10) -> None:
+async def leave(
+    server: TestServer, app: Handled, how: str, request: bytes = b"", patience: float = 10
+) -> None:
     """Send a request, leave while it is handled, and wait until its handler has ended."""
     async with server.connect() as client:
         await client.send(request or encode_request("GET"))
@@ -182,7 +184,9 @@ async def test_an_aborted_upload_is_not_held_against_starlette(hub: str, how: st
 
     app = StarletteApp(endpoint)
     async with no_leaks(), serving(app, hub=hub) as server:
-        await leave(server, app, how, encode_request("POST", headers=[("content-length", "100")], body=b"half"))
+        await leave(
+            server, app, how, encode_request("POST", headers=[("content-length", "100")], body=b"half")
+        )
         await check_unharmed(server)
     assert type(app.outcome).__name__ in ("ClientDisconnect", "ClientDisconnected")  # the latter from its 500
 
@@ -241,7 +245,9 @@ async def test_off_never_cancels(autojump_clock: Any, how: str) -> None:
     assert not isinstance(app.outcome, trio.Cancelled)
 
 
-async def test_on_the_portable_hub_the_grace_begins_when_the_app_waits_in_receive(autojump_clock: Any) -> None:
+async def test_on_the_portable_hub_the_grace_begins_when_the_app_waits_in_receive(
+    autojump_clock: Any,
+) -> None:
     async def handler(scope: Any, receive: Any, send: Any) -> None:
         await read_body(receive)
         async with trio.open_nursery() as nursery:
@@ -329,7 +335,11 @@ async def test_a_client_that_has_only_half_closed_gets_its_response(engine: str,
     assert app.outcome is None
 
 
-STYLES: dict[str, tuple[int, bool]] = {"small parts": (10, True), "large parts": (100_000, True), "busy": (10, False)}
+STYLES: dict[str, tuple[int, bool]] = {
+    "small parts": (10, True),
+    "large parts": (100_000, True),
+    "busy": (10, False),
+}
 
 
 @pytest.mark.parametrize("style", STYLES)

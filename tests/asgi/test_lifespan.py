@@ -305,7 +305,6 @@ async def test_an_error_after_startup_ends_the_worker(grouped: bool) -> None:
     assert "ValueError" in str(server.failure.error)
 
 
-
 async def test_system_exit_after_startup_ends_the_worker_with_its_code() -> None:
     die = trio.Event()
 

@@ -121,7 +121,9 @@ async def test_what_the_app_left_unread_is_no_part_of_the_next_request(engine: s
 
 
 @pytest.mark.parametrize("kept", [True, False])
-async def test_an_answer_before_the_body_reaches_a_client_that_is_still_sending(engine: str, kept: bool) -> None:
+async def test_an_answer_before_the_body_reaches_a_client_that_is_still_sending(
+    engine: str, kept: bool
+) -> None:
     """RFC 9112 section 9.6: closing with unread bytes would send an RST that destroys the answer."""
 
     async def app(scope: Any, receive: Any, send: Any) -> None:

@@ -45,7 +45,9 @@ async def test_the_scope_has_exactly_the_keys_of_the_specification(engine: str) 
     witness = Witness()
     async with serving(witness, http_engine=engine) as server, server.connect() as client:
         address = client.sock.getsockname()
-        await client.get("/a%20b?x=1&y=%C3%A9", [("X-One", "1"), ("Cookie", "a"), ("x-one", "2"), ("Cookie", "b")])
+        await client.get(
+            "/a%20b?x=1&y=%C3%A9", [("X-One", "1"), ("Cookie", "a"), ("x-one", "2"), ("Cookie", "b")]
+        )
         port = server.port
     assert witness.scopes == [
         {

@@ -150,7 +150,11 @@ MISUSE: dict[str, tuple[list[Any], type[AppMisuse], str]] = {
     "length twice": ([start(200, LENGTH, LENGTH)], InvalidResponse, "twice"),
     "hop-by-hop": ([start(200, (b"Keep-Alive", b"5"))], InvalidResponse, "the server's to set"),
     "transfer coding": ([start(200, (b"transfer-encoding", b"gzip"))], InvalidResponse, "frames the body"),
-    "connection option": ([start(200, (b"connection", b"x-mine"))], InvalidResponse, "concerns the connection"),
+    "connection option": (
+        [start(200, (b"connection", b"x-mine"))],
+        InvalidResponse,
+        "concerns the connection",
+    ),
     # the length of the body
     "too long at once": ([start(200, LENGTH), body(b"1234")], WrongContentLength, "more than 4 bytes where"),
     "too short at once": ([start(200, LENGTH), body(b"1")], WrongContentLength, "only 1 bytes where"),
@@ -165,7 +169,11 @@ MISUSE: dict[str, tuple[list[Any], type[AppMisuse], str]] = {
         "only 2 bytes where content-length says 3",
     ),
     "a body for 204": ([start(204), body(b"x")], WrongContentLength, "a 204 response has no body"),
-    "a body for 304": ([start(304), body(b"", True), body(b"x")], WrongContentLength, "a 304 response has no"),
+    "a body for 304": (
+        [start(304), body(b"", True), body(b"x")],
+        WrongContentLength,
+        "a 304 response has no",
+    ),
     # rarer events
     "hints that are text": (
         [{"type": "http.response.early_hint", "links": ["</a>"]}],
@@ -225,9 +233,7 @@ async def test_misuse_is_a_named_error_and_the_client_can_see_it(case: str) -> N
         ([start(trailers=True), body(b"x")], "returned while its response was trailers"),
     ],
 )
-async def test_an_app_that_returns_too_early_is_incomplete_response(
-    events: list[Event], words: str
-) -> None:
+async def test_an_app_that_returns_too_early_is_incomplete_response(events: list[Event], words: str) -> None:
     faults: list[Any] = []
     async with serving(Sender(events)) as server:
         server.worker.context.boundary.on_report = faults.append
@@ -357,5 +363,3 @@ async def test_the_debug_event_is_taken_where_it_is_offered() -> None:
     async with serving(app, debug_extension=True) as server:
         assert (await server.get()).status == 200
     assert seen == [True, {"template": "x.html"}]
-
-

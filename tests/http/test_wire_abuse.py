@@ -198,7 +198,8 @@ async def test_a_client_that_never_reads_a_stream_is_aborted(hub: str) -> None:
     async with surviving(flood, hub=hub, response_write_timeout=0.2) as server:
         async with server.connect(receive_buffer=4096) as client:
             await client.send(head("GET /flood HTTP/1.1"))
-            await server.worker.context.room.park()
+            await until(lambda: sent)
+            await server.wait_idle()
             assert server.worker.context.counters.late == {"response_write": 1}
         assert sent < 200  # what the kernel took, and no more
 
@@ -248,11 +249,12 @@ async def test_a_client_that_reads_slowly_but_steadily_is_served(hub: str) -> No
 @pytest.mark.parametrize("ending", ["reset", "close", "send_eof"])
 async def test_a_client_that_leaves_while_it_sends(engine: str, hub: str, sent: bytes, ending: str) -> None:
     async with surviving(respond_first(echo), http_engine=engine, hub=hub, disconnect_grace=0.05) as server:
+        counters = server.worker.context.counters
         for settled in (False, True):
             async with server.connect() as client:
                 await client.send(sent)
                 if settled:
-                    await until(lambda: server.worker.context.connections)
+                    await until(lambda: counters.connections == 2)
                     await trio.testing.wait_all_tasks_blocked(0.002)
                 getattr(client, ending)()
                 if ending == "send_eof":

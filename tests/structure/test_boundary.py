@@ -141,7 +141,9 @@ async def test_a5_a_broken_contract() -> None:
     assert "returned without sending a response" in fault.summary
 
 
-@pytest.mark.parametrize("error", [trioserve.Fatal("corrupt"), ExceptionGroup("", [trioserve.Fatal("corrupt")])])
+@pytest.mark.parametrize(
+    "error", [trioserve.Fatal("corrupt"), ExceptionGroup("", [trioserve.Fatal("corrupt")])]
+)
 async def test_a6_declared_fatal(error: Exception) -> None:
     received, server = await fails(raising(lambda: error))
     assert is_answer(received, 500)
@@ -419,9 +421,10 @@ async def hold_or_fail(scope: Any, receive: Any, send: Any) -> None:
 async def test_replace_lets_others_finish_and_crash_does_not(
     autojump_clock: Any, policy: str, row_grace: float
 ) -> None:
-    async with serving(
-        hold_or_fail, lifespan="off", on_app_error=policy, graceful_timeout=60
-    ) as server, server.connect() as other:
+    async with (
+        serving(hold_or_fail, lifespan="off", on_app_error=policy, graceful_timeout=60) as server,
+        server.connect() as other,
+    ):
         await other.send(encode_request("GET", "/hold"))
         assert (await server.get("/fail")).status == 500
         response = await other.read_response()

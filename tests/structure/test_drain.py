@@ -127,9 +127,7 @@ async def test_a_later_cause_shortens_the_grace_and_never_lengthens_it(autojump_
 # -- what begins it ------------------------------------------------------------------------------------------
 
 
-async def run_worker(
-    app: App, end: Callable[[Worker, trio.CancelScope], Any], **settings: Any
-) -> list[str]:
+async def run_worker(app: App, end: Callable[[Worker, trio.CancelScope], Any], **settings: Any) -> list[str]:
     """A worker that `end` ends as soon as it serves; its client's held request finishes."""
     workers: list[Worker] = []
     triggered = trio.Event()
@@ -426,9 +424,11 @@ async def test_a_peer_that_never_reads_cannot(autojump_clock: Any, hub: str) -> 
     async def app(scope: Any, receive: Any, send: Any) -> None:
         await respond(send, bytes(50_000_000))
 
-    async with no_leaks(), serving(
-        app, lifespan="off", hub=hub, graceful_timeout=10, response_write_timeout="off"
-    ) as server, server.connect(receive_buffer=4096) as client:
+    async with (
+        no_leaks(),
+        serving(app, lifespan="off", hub=hub, graceful_timeout=10, response_write_timeout="off") as server,
+        server.connect(receive_buffer=4096) as client,
+    ):
         await client.send(encode_request("GET"))
         await trio.testing.wait_all_tasks_blocked(0.01)
         server.worker.drain.begin("test")

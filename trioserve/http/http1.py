@@ -605,7 +605,7 @@ class Http1Exchange(Exchange):
             else:
                 self.queue.append(body)
             self.queued += size
-        elif not more and not checked and not self._is_head:
+        elif not more and not checked and not self._is_head and self.status not in BODILESS:
             check_body_length(self.response_bytes, self._expected, True)
         if not more:
             self._end_body()
