@@ -30,6 +30,9 @@ RANK = {tier: rank for rank, tiers in enumerate(ORDER) for tier in tiers}
 # Outside the order: the package itself, its entry point, and the tools for tests, which serve whole workers.
 OUTSIDE = {"__init__", "__main__", "testing"}
 
+# The package, as something to be named: its version and where it lies.
+ABOUT_THE_PACKAGE = {"trioserve", "trioserve.__version__"}
+
 # `errors` imports nothing of ours, `config` may raise its errors.
 ALSO_ALLOWED = {("config", "errors")}
 
@@ -69,7 +72,7 @@ def test_a_module_imports_only_from_its_own_tier_and_from_lower_ones(path: Path)
         if parts[0] != "trioserve":
             continue
         imported = parts[1] if len(parts) > 1 else ""
-        if imported in (tier, "__version__"):
+        if imported == tier or name in ABOUT_THE_PACKAGE:
             continue
         assert imported in RANK, f"{path}:{line} imports {name}, which has no place in the order"
         if RANK[imported] <= RANK[tier] and (tier, imported) not in ALSO_ALLOWED:

@@ -1,4 +1,4 @@
-"""The client goes away: what receive() and send() say, when the handler is cancelled, and what is not held against it."""
+"""The client goes away: what receive() and send() say, when the handler is cancelled, who is not to blame."""
 
 from __future__ import annotations
 

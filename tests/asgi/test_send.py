@@ -140,7 +140,7 @@ MISUSE: dict[str, tuple[list[Any], type[AppMisuse], str]] = {
     "headers None": ([{**start(), "headers": None}], InvalidResponse, "pairs of bytes"),
     "headers a dict": ([{**start(), "headers": {b"a": b"b"}}], InvalidResponse, "pairs of bytes"),
     "name as text": ([start(200, ("x", b"1"))], InvalidResponse, "'x'"),
-    "value as text": ([start(200, (b"x", "1"))], InvalidResponse, "pairs of bytes"),
+    "value as text": ([start(200, (b"x", "1"))], InvalidResponse, "bytes"),
     "name with a space": ([start(200, (b"x y", b"1"))], InvalidResponse, "not a field name"),
     "empty name": ([start(200, (b"", b"1"))], InvalidResponse, "not a field name"),
     "CRLF in a value": ([start(200, (b"x", b"1\r\ny: 2"))], InvalidResponse, "cannot contain CR, LF or NUL"),

@@ -39,7 +39,7 @@ def segments_received(sock: socket.socket) -> int:
 
 
 @on_linux
-async def test_many_small_parts_without_a_wait_leave_in_one_segment(engine: str) -> None:
+async def test_many_small_parts_without_a_wait_leave_in_few_segments(engine: str) -> None:
     async def app(scope: Any, receive: Any, send: Any) -> None:
         await send(start())
         for n in range(100):
@@ -48,7 +48,8 @@ async def test_many_small_parts_without_a_wait_leave_in_one_segment(engine: str)
 
     async with serving(app, http_engine=engine) as server, server.connect() as client:
         response = await client.get()
-        assert segments_received(client.sock) == 1
+        # One, unless the machine is so busy that the app's 2 ms are over before it is done.
+        assert segments_received(client.sock) <= 5
     assert response.body == b"".join(b"%03d," % n for n in range(100))
 
 

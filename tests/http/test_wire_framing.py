@@ -160,7 +160,10 @@ async def test_a_response_to_head_ends_with_its_head(app: App, fields: bytes) ->
         (answering(b"", status=304), b"304 Not Modified\r\n"),
         (answering(b"", b"", status=304), b"304 Not Modified\r\n"),
         (answering(b"", status=304, headers=[(b"content-length", b"5")]), b"304 Not Modified\r\ncontent-length: 5\r\n"),
-        (answering(b"", b"", status=304, headers=[(b"content-length", b"5")]), b"304 Not Modified\r\ncontent-length: 5\r\n"),
+        (
+            answering(b"", b"", status=304, headers=[(b"content-length", b"5")]),
+            b"304 Not Modified\r\ncontent-length: 5\r\n",
+        ),
     ],
 )  # fmt: skip
 async def test_204_and_304_end_with_their_head(app: App, block: bytes, line: str) -> None:

@@ -63,7 +63,7 @@ async def test_places_are_handed_on_in_turn(autojump_clock: Any) -> None:
         assert (admission.admitted, admission.queued) == (1, 3)
         for _ in range(3):
             admission.release()
-        await blocked()
+            await blocked()
     assert order == [0, 1, 2, 3]
     admission.release()
     assert (admission.admitted, admission.queued) == (0, 0)

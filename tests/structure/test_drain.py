@@ -13,7 +13,7 @@ import trio
 import trio.testing
 
 from trioserve.config import Config
-from trioserve.structure.drain import Drain, DrainState
+from trioserve.structure.drain import DrainState
 from trioserve.testing import RawClient, TestServer, encode_request, no_leaks, serving
 from trioserve.worker.worker import Worker, serve_worker
 
@@ -71,57 +71,6 @@ async def until(state: DrainState, server: TestServer) -> float:
     began = trio.current_time()
     await server.worker.drain.wait(state)
     return trio.current_time() - began
-
-
-# -- the states by themselves --------------------------------------------------------------------------------
-
-
-async def test_each_step_is_taken_once_in_any_order_of_calls() -> None:
-    begun: list[str] = []
-    drain = Drain(30)
-    drain.on_begin(lambda: begun.append(drain.reason))
-    assert drain.state is DrainState.RUNNING
-    drain.begin("first")
-    drain.begin("second")
-    assert (drain.state, drain.reason, drain.grace, begun) == (DrainState.DRAINING, "first", 30, ["first"])
-    drain.hurry("third")
-    drain.hurry("fourth")
-    assert (drain.state, drain.reason, drain.grace) == (DrainState.CANCELLING, "first", 0)
-    drain.advance(DrainState.DRAINING)  # never back
-    drain.begin("fifth", grace=100)
-    assert (drain.state, drain.grace) == (DrainState.CANCELLING, 0)
-    drain.advance(DrainState.STOPPED)
-    drain.begin("sixth")
-    drain.hurry("seventh")
-    assert (drain.state, begun) == (DrainState.STOPPED, ["first"])
-    with trio.fail_after(1):
-        for state in DrainState:
-            await drain.wait(state)
-
-
-async def test_hurry_begins_what_nobody_has_begun() -> None:
-    drain = Drain(30)
-    drain.hurry("at once")
-    assert (drain.state, drain.reason) == (DrainState.CANCELLING, "at once")
-
-
-async def test_a_later_cause_shortens_the_grace_and_never_lengthens_it(autojump_clock: Any) -> None:
-    drain = Drain(30, delay=5)
-    began = trio.current_time()
-    drain.begin("signal")
-    assert (drain.serve_until - began, drain.deadline - began) == (5, 35)
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(drain.wait_delay)
-        nursery.start_soon(drain.wait_grace)
-        await trio.sleep(2)
-        drain.begin("a tainted worker", grace=10)
-        await trio.testing.wait_all_tasks_blocked(0.001)
-        drain.begin("another", grace=20)
-        assert (drain.serve_until - began, drain.deadline - began) == (2, 12)
-        drain.begin("a fatal one", grace=2, fatal=True)
-        assert drain.deadline - began == 4
-    assert trio.current_time() - began == pytest.approx(4)
-    assert drain.cut_lifespan
 
 
 # -- what begins it ------------------------------------------------------------------------------------------

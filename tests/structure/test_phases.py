@@ -1,4 +1,4 @@
-"""Each phase of a connection: when its clock starts, what moves it, what it answers when late, and how it is switched off."""
+"""Each phase of a connection: when its clock starts, what moves it, what is answered when it is late, and off."""
 
 from __future__ import annotations
 

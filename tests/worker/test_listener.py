@@ -45,9 +45,10 @@ def waiting_clients(server: TestServer, count: int, data: bytes = GET) -> Iterat
 
 
 async def assert_served(clients: list[RawClient]) -> None:
-    for client in clients:
-        response = await client.read_response()
-        assert (response.status, response.body) == (200, b"hello")
+    with trio.fail_after(15):
+        for client in clients:
+            response = await client.read_response()
+            assert (response.status, response.body) == (200, b"hello")
 
 
 # -- how many ------------------------------------------------------------------------------------------------

@@ -303,7 +303,8 @@ LOGS = under(
         "logger_class",
         LoggerClass(),
         hypercorn.logging.Logger,
-        help="A class of your own with the contract of hypercorn.logging.Logger",
+        help="Accepted for hypercorn's sake: one of hypercorn's own classes; one of your own is refused at start (give "
+        "a logging.Logger as accesslog and errorlog instead)",
         reason="hypercorn's own: its formats and atoms are served by a faster writer",
     ),
     Setting(

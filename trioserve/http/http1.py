@@ -40,6 +40,9 @@ _NONE, _HELD, _STREAMING, _TRAILERS, _COMPLETE = ResponseState
 # Body parts up to this are held back for the flusher; beyond it a write of their own costs little more.
 _HOLD_SIZE = 16 * 1024
 
+# What a part that is held back costs besides its bytes: its framing, and the objects. Parts of one byte add up, too.
+_PART_COST = 64
+
 # How much of an unread request body is read and thrown away to keep the connection; beyond it, closing is cheaper.
 _DISCARD_SIZE = 256 * 1024
 
@@ -604,7 +607,7 @@ class Http1Exchange(Exchange):
                 self.queue += (b"%x\r\n" % size, body, b"\r\n")
             else:
                 self.queue.append(body)
-            self.queued += size
+            self.queued += size + _PART_COST
         elif not more and not checked and not self._is_head and self.status not in BODILESS:
             check_body_length(self.response_bytes, self._expected, True)
         if not more:
