@@ -100,7 +100,10 @@ def test_the_error_log_can_be_off(capfd: pytest.CaptureFixture[str], off: str | 
     ("level", "expected"),
     [("debug", "DIWE"), ("INFO", "IWE"), ("warning", "WE"), ("ERROR", "E"), (None, "WE"), (30, "WE")],
 )
-def test_levels(tmp_path: Path, level: str | None, expected: str) -> None:
+def test_levels(tmp_path: Path, level: str | None, expected: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(
+        logging.getLogger(), "level", logging.WARNING
+    )  # None: the root's, which others may change
     logs = setup_logs(make_config(errorlog=str(tmp_path / "error"), loglevel=level))
     for name in ("debug", "info", "warning", "error"):
         getattr(logs.error, name)(name[0].upper())

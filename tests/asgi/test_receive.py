@@ -189,6 +189,7 @@ async def ask_twice(scope: Any, receive: Any, send: Any) -> None:
 async def test_a_malformed_body_ends_in_disconnect_and_is_answered_with_400(engine: str) -> None:
     async with serving(ask_twice, http_engine=engine) as server, server.connect() as client:
         await client.send(request_head(None) + b"2\r\nok\r\n")
+        await trio.testing.wait_all_tasks_blocked(0.01)  # the app waits for more
         await client.send(b"no chunk\r\n")
         with trio.fail_after(2):
             response = await client.read_response()
@@ -200,7 +201,9 @@ async def test_a_malformed_body_ends_in_disconnect_and_is_answered_with_400(engi
 async def test_a_body_over_the_limit_ends_in_disconnect_and_is_answered_with_413(engine: str) -> None:
     async with serving(ask_twice, http_engine=engine, max_body_size=10) as server:
         async with server.connect() as client:
-            await client.send(request_head(None) + b"8\r\n12345678\r\n8\r\n12345678\r\n")
+            await client.send(request_head(None) + b"8\r\n12345678\r\n")
+            await trio.testing.wait_all_tasks_blocked(0.01)  # the app waits for more
+            await client.send(b"8\r\n12345678\r\n")
             assert (await client.read_response()).status == 413
         async with server.connect() as client:  # the length says so: the app is not even called
             await client.send(request_head(11))
@@ -240,6 +243,35 @@ async def test_a_client_that_ends_in_mid_body_is_told_as_disconnect(engine: str,
                 getattr(client, end)()
                 with trio.fail_after(2):
                     assert await events.receive() == "told"
+    assert server.failure is None
+
+
+@pytest.mark.parametrize(
+    "rest, kept",
+    [(b"2\r\nok\r\n0\r\n\r\n", True), (b"no chunk\r\n", False), (b"ffff\r\nnot all of it", False)],
+)
+async def test_a_streaming_app_that_does_not_read_the_body_keeps_the_connection_if_the_body_is_sound(
+    engine: str, rest: bytes, kept: bool
+) -> None:
+    go_on = trio.Event()
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": b"begun", "more_body": True})
+        await go_on.wait()
+        await send({"type": "http.response.body"})
+
+    async with serving(app, http_engine=engine) as server, server.connect() as client:
+        await client.send(request_head(None) + b"2\r\nok\r\n")
+        await client.receive_until(b"begun\r\n")
+        await client.send(rest)
+        await trio.testing.wait_all_tasks_blocked(0.01)
+        go_on.set()
+        assert await client.receive_until(b"0\r\n\r\n") == b"0\r\n\r\n"
+        if kept:
+            assert (await client.get()).status == 200
+        else:
+            assert await client.receive() == b""
     assert server.failure is None
 
 

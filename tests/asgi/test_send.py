@@ -269,6 +269,28 @@ async def test_two_tasks_in_send_is_concurrent_call() -> None:
     assert "send() was called while another task" in str(errors[0])
 
 
+async def test_a_last_part_whose_sending_was_cancelled_is_still_sent(hub: str) -> None:
+    """The app has said all that it had to say; giving up the wait takes nothing back."""
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await send(start())
+        with trio.move_on_after(0.05) as scope_:
+            await send(body(bytes(16 * 1024 * 1024)))
+        assert scope_.cancelled_caught
+
+    async with serving(app, hub=hub) as server, server.connect() as client:
+        await client.send(encode_request("GET"))
+        await trio.sleep(0.1)
+        await client.receive_until(b"\r\n\r\n")
+        total = len(client.received)
+        while total < 16 * 1024 * 1024:
+            total += len(await client.receive(1024 * 1024))
+        (connection,) = server.worker.context.connections
+        await trio.testing.wait_all_tasks_blocked(0.01)
+        assert connection.phase == "keep_alive"
+    assert server.failure is None
+
+
 async def test_a_header_value_is_not_shown_in_an_error() -> None:
     app = Sender([start(200, (b"set-cookie", b"token=hunter2\n"))])
     async with serving(app) as server:

@@ -62,6 +62,14 @@ def test_without_epoll_auto_is_portable_and_epoll_is_refused(monkeypatch: pytest
 # -- lost wake-ups -------------------------------------------------------------------------------------------
 
 
+async def test_a_hub_says_how_many_it_watches(hub: Hub) -> None:
+    with tcp_pair() as (ours, _):
+        watch = hub.watch(ours)
+        assert repr(hub).endswith("Hub watching 1>")
+        watch.close()
+        assert repr(hub).endswith("Hub watching 0>")
+
+
 async def test_data_between_an_empty_read_and_the_wait_wakes(hub: Hub, pair: Pair) -> None:
     with pair() as (ours, peer):
         transport = Transport(ours, hub.watch(ours))

@@ -233,6 +233,19 @@ def test_has_input_looks_without_reading(link: Link) -> None:
     assert isinstance(transport.broken, ConnectionResetError)
 
 
+def test_has_progressed_tells_whether_the_peer_took_something_since(link: Link) -> None:
+    transport, peer = link
+    assert not transport.has_progressed()
+    while transport.send_nowait(b"x" * 65536):
+        pass
+    assert transport.has_progressed()
+    assert not transport.has_progressed()
+    _read_exactly(peer, transport.bytes_written // 2)
+    assert transport.has_progressed()
+    transport.close()
+    assert not transport.has_progressed()
+
+
 def test_close_ends_with_a_fin_after_everything_written(link: Link) -> None:
     transport, peer = link
     transport.send_nowait(b"all of it")

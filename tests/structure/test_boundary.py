@@ -357,16 +357,22 @@ async def test_s1_a_broken_log_is_ours_and_ends_no_other_connection() -> None:
         async with server.connect() as client, server.connect() as other:
             await other.send(encode_request("GET", "/hold"))
             await client.send(encode_request("GET"))
-            assert (await client.receive_all()).endswith(b"hello")  # it was out by then
-            assert (await other.receive_all()).endswith(b"hello")
+            for waiting in (client, other):
+                assert (await waiting.read_response()).body == b"hello"  # it was out by then
+                assert await waiting.receive() == b""  # and is not destroyed by a reset
         await server.worker.drain.wait(DrainState.STOPPED)
     assert server.failure is not None
     assert (server.failure.row, server.failure.exit_code) == ("S1", 70)
 
 
-async def test_s1_a_broken_engine_is_answered_by_closing(monkeypatch: Any) -> None:
+def no_engine() -> Any:
+    raise ZeroDivisionError("no engine")
+
+
+@pytest.mark.parametrize("new_engine", [Broken, no_engine])
+async def test_s1_a_broken_engine_is_answered_by_closing(new_engine: Any) -> None:
     async with no_leaks(), serving(raising(ValueError), lifespan="off") as server:
-        server.worker.context.new_engine = Broken  # type: ignore[assignment]
+        server.worker.context.new_engine = new_engine
         async with server.connect() as client:
             await client.send(encode_request("GET"))
             assert await client.receive_all() == b""

@@ -20,6 +20,7 @@ import trioserve
 from tests.apps import hello, respond
 from tests.net.sockets import HUBS, affordable_pairs
 from trioserve.errors import BindError
+from trioserve.net.hub import EpollHub, Watch
 from trioserve.structure.drain import DrainState
 from trioserve.testing import RawClient, TestServer, encode_request, no_leaks, serving
 
@@ -263,6 +264,35 @@ async def test_a_shortage_is_waited_out(name: str, caplog: pytest.LogCaptureFixt
         async with serving_on(sock) as client:
             assert (await client.get()).body == b"hello"
     assert len([record for record in caplog.records if "cannot accept" in record.message]) == 1
+
+
+class FullHub(EpollHub):
+    """A hub for which the kernel has no room, the first time."""
+
+    failures = 1
+
+    def watch(self, sock: socket.socket) -> Watch:
+        if self.failures:
+            self.failures -= 1
+            raise OSError(errno.ENOSPC, "made up")
+        return super().watch(sock)
+
+
+async def test_a_connection_that_cannot_be_watched_is_closed_and_logged(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    async with serving(hello) as server:
+        context = server.worker.context
+        hub = context.hub = FullHub()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(hub.run)
+            async with server.connect() as client:
+                assert await client.receive() == b""
+            assert (await server.get()).status == 200
+            await server.wait_idle()
+            nursery.cancel_scope.cancel()
+        hub.close()
+    assert "No space left on device" in caplog.text
 
 
 async def test_a_broken_listening_socket_ends_the_server() -> None:

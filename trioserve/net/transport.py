@@ -153,8 +153,8 @@ class Transport:
         """
         try:
             queued = fcntl.ioctl(self.sock, termios.TIOCOUTQ, b"\0\0\0\0")
-        except OSError:
-            return False  # the system cannot say
+        except (OSError, ValueError):
+            return False  # the system cannot say, or the socket is closed
         before, self._taken = self._taken, self.bytes_written - int.from_bytes(queued, sys.byteorder)
         return self._taken > before
 

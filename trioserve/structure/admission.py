@@ -35,13 +35,13 @@ class Admission:
         Raises:
             RequestRefused: 503; the queue is full, or no place came free in time.
         """
-        if self.admitted < self.limit and not self._queue:
+        if self.admitted < self.limit:  # never while somebody waits: his place is handed on, still counted
             self.admitted += 1
             return
         if len(self._queue) >= self.queue_size:
             raise RequestRefused(503, f"{self.admitted} requests in flight and {len(self._queue)} waiting")
         with trio.move_on_after(self.patience):
-            await self._queue.park()  # whoever releases a place hands it on, still counted
+            await self._queue.park()
             return
         raise RequestRefused(503, f"no place among {self.limit} requests within {self.patience:g} s")
 

@@ -18,7 +18,7 @@ import trio
 
 from trioserve.net.transport import Transport
 from trioserve.structure.deadlines import NEVER, TICK, Deadlines
-from trioserve.structure.drain import Drain, DrainState
+from trioserve.structure.drain import Drain
 
 if TYPE_CHECKING:
     import logging
@@ -322,8 +322,3 @@ class ConnectionContext:
         """A drain has begun: let an idle connection look at its socket a last time and close."""
         if self.idle:
             self.transport.watch.wake_reader()
-
-
-def is_stopping(drain: Drain) -> bool:
-    """True once requests in flight may be cancelled."""
-    return drain.state in (DrainState.CANCELLING, DrainState.STOPPED)

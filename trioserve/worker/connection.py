@@ -29,7 +29,13 @@ async def serve_connection(connection: ConnectionContext) -> None:
     """Serve one accepted connection until it is closed."""
     worker = connection.worker
     connection.task = trio.lowlevel.current_task()
-    http1 = Http1(connection, worker.new_engine())
+    try:
+        http1 = Http1(connection, worker.new_engine())
+    except Exception as error:
+        worker.boundary.judge_own(connection, error)
+        worker.forget(connection)
+        connection.transport.abort()
+        return
     try:
         with trio.CancelScope() as connection.scope:
             await _serve(http1)
@@ -48,7 +54,7 @@ async def serve_connection(connection: ConnectionContext) -> None:
         except Exception as second:
             # Ours again, such as a log that cannot be written to: judged as well, and the connection ends all the same.
             worker.boundary.judge_own(connection, second)
-            connection.transport.abort()
+            http1.break_off()
         if cancelled:
             raise
     finally:
