@@ -366,7 +366,9 @@ async def test_litestar_handlers_run_with_state_streams_and_threads():
     async def on_startup() -> None:
         started.append("up")
 
-    app = litestar.Litestar([item, sync, stream], on_startup=[on_startup], openapi_config=None)
+    app = litestar.Litestar(
+        [item, sync, stream], on_startup=[on_startup], openapi_config=None, logging_config=None
+    )
     async with serving(app, lifespan="on") as server, server.connect() as client:
         assert started == ["up"]
         assert json.loads((await client.get("/items/7?q=x")).body) == {"number": 7, "q": "x"}
