@@ -1,10 +1,10 @@
 """trioserve: a production HTTP server for ASGI applications on trio.
 
 Read in this order: `worker/worker.py` (the life of a worker), `worker/listener.py`, `worker/connection.py`,
-`http/http1.py` (the keep-alive loop), `asgi/exchange.py` (what the app may send when), then `structure/boundary.py`
-(who is to blame). Beneath them: `http/engine.py` (bytes to requests), `net/hub.py` (readiness),
-`structure/deadlines.py` (time). A request goes listener -> connection -> http1 (engine) -> exchange -> your app, and
-back exchange -> http1 -> transport.
+`http/http1.py` (the keep-alive loop), `http/http1_exchange.py` (its bytes), `asgi/exchange.py` (what the app may send
+when), then `structure/boundary.py` (who is to blame). Beneath them: `http/engine.py` (bytes to requests), `net/hub.py`
+(readiness), `structure/deadlines.py` (time). A request goes listener -> connection -> http1 (engine) -> exchange ->
+your app, and back exchange -> http1_exchange -> transport.
 """
 
 from __future__ import annotations

@@ -29,7 +29,7 @@ from trioserve.config import Config
 from trioserve.structure.boundary import Fault
 from trioserve.worker.worker import Worker, serve_worker
 
-__all__ = ["RawClient", "Response", "TestServer", "no_leaks", "serving"]
+__all__ = ["RawClient", "Response", "TestServer", "connect", "no_leaks", "serving"]
 
 Headers = Sequence[tuple[bytes | str, bytes | str]]
 
@@ -194,6 +194,29 @@ def encode_request(
     return head + b"".join(b"%b: %b\r\n" % pair for pair in fields) + b"\r\n" + (body or b"")
 
 
+def connect(address: str, *, receive_buffer: int | None = None) -> RawClient:
+    """A connection to `http://host:port`, `host:port` or `unix:path`."""
+    if address.startswith("unix:"):
+        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        place: Any = address.removeprefix("unix:")
+    else:
+        host, _, port = address.removeprefix("http://").rpartition(":")
+        host = host.strip("[]")
+        sock = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_STREAM)
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        place = (host, int(port))
+    if receive_buffer is not None:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
+    # Loopback connects at once: the kernel's queue answers, not the server.
+    try:
+        sock.connect(place)
+    except OSError:
+        sock.close()
+        raise
+    sock.setblocking(False)
+    return RawClient(sock)
+
+
 class TestServer:
     """A running server, seen from a test.
 
@@ -220,24 +243,7 @@ class TestServer:
 
     def connect(self, *, receive_buffer: int | None = None) -> RawClient:
         """A new connection; `receive_buffer` bytes make a client that is slow to take data."""
-        if self.addresses[0].startswith("unix:"):
-            sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-            address: Any = self.addresses[0].removeprefix("unix:")
-        else:
-            host = self.addresses[0].removeprefix("http://").rpartition(":")[0].strip("[]")
-            sock = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_STREAM)
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            address = (host, self.port)
-        if receive_buffer is not None:
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
-        # Loopback connects at once: the kernel's queue answers, not the server.
-        try:
-            sock.connect(address)
-        except OSError:
-            sock.close()
-            raise
-        sock.setblocking(False)
-        return RawClient(sock)
+        return connect(self.addresses[0], receive_buffer=receive_buffer)
 
     async def get(self, target: str = "/", headers: Headers = ()) -> Response:
         """One request on a connection of its own."""

@@ -20,7 +20,6 @@ import os
 import re
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Mapping, Sequence
@@ -30,7 +29,7 @@ from typing import Any
 import pytest
 import trio
 
-from trioserve.testing import RawClient, encode_request
+from trioserve.testing import RawClient, connect, encode_request
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
@@ -162,27 +161,6 @@ class ServerProcess:
         """The crash reports on stderr."""
         lines = [line for line in self.stderr.text.splitlines() if line.startswith('{"report":"crash"')]
         return [json.loads(line) for line in lines]
-
-
-def connect(address: str, *, receive_buffer: int | None = None) -> RawClient:
-    """A connection to `host:port` or `unix:path`."""
-    if address.startswith("unix:"):
-        sock = socket.socket(socket.AF_UNIX)
-        place: Any = address.removeprefix("unix:")
-    else:
-        sock = socket.socket(socket.AF_INET)
-        host, _, port = address.rpartition(":")
-        place = (host, int(port))
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    if receive_buffer is not None:
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
-    try:
-        sock.connect(place)
-    except OSError:
-        sock.close()
-        raise
-    sock.setblocking(False)
-    return RawClient(sock)
 
 
 @contextlib.asynccontextmanager

@@ -129,11 +129,6 @@ def respond_first(app: Any) -> Any:
 # -- slow peers ----------------------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def autojump_clock() -> trio.testing.MockClock:
-    return trio.testing.MockClock(autojump_threshold=0.02)
-
-
 async def test_a_head_that_trickles_is_ended_in_time(
     engine: str, hub: str, autojump_clock: trio.testing.MockClock
 ) -> None:

@@ -27,12 +27,6 @@ from trioserve.worker.worker import Worker, serve_worker
 from ..apps import hello, respond
 
 
-@pytest.fixture
-def autojump_clock() -> trio.testing.MockClock:
-    """Virtual time that lets bytes arrive which are in flight between two sockets."""
-    return trio.testing.MockClock(autojump_threshold=0.02)
-
-
 def configure(**settings: Any) -> trioserve.Config:
     config = trioserve.Config()
     config.bind = ["127.0.0.1:0"]

@@ -18,18 +18,13 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 
 import trioserve
 from tests.apps import hello, respond
-from tests.net.sockets import HUBS, affordable_pairs
+from tests.net.sockets import affordable_pairs
 from trioserve.errors import BindError
 from trioserve.net.hub import EpollHub, Watch
 from trioserve.structure.drain import DrainState
 from trioserve.testing import RawClient, TestServer, encode_request, no_leaks, serving
 
 GET = encode_request("GET")
-
-
-@pytest.fixture(params=HUBS)
-def hub(request: Any) -> str:
-    return str(request.param)
 
 
 @contextmanager

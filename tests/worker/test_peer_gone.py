@@ -9,23 +9,12 @@ import pytest
 import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
-from tests.net.sockets import HUBS
 from trioserve.errors import ClientDisconnected
 from trioserve.testing import RawClient, encode_request, serving
 
 GRACE = 3.0
 GET = encode_request("GET")
 HALF_A_BODY = encode_request("POST", headers=[("content-length", "10")]) + b"abc"
-
-
-@pytest.fixture
-def autojump_clock() -> MockClock:
-    return MockClock(autojump_threshold=0.02)
-
-
-@pytest.fixture(params=HUBS)
-def hub(request: Any) -> str:
-    return str(request.param)
 
 
 Leave = Callable[[], None]

@@ -37,7 +37,7 @@ class Lifespan:
         mode: Literal["auto", "on", "off"],
         state: dict[str, Any],
         log: logging.Logger,
-        on_death: Callable[[BaseException, str], None],
+        on_death: Callable[[BaseException, str], object],
     ) -> None:
         self._app = app
         self._mode = mode

@@ -3,7 +3,7 @@
 An app that sends ten parts without waiting in between would cost ten system calls. Instead the exchange holds small
 parts back and asks the `Flusher`, one task per worker, to write them; being a task, it runs as soon as the app
 waits for anything at all, so an event of a live stream leaves at once, and a response that is completed without a
-wait leaves in one write. What is held back is bounded (`http1.py`); cancelling `run` stops only the background
+wait leaves in one write. What is held back is bounded (`http1_exchange.py`); cancelling `run` stops only the background
 writing: whoever has held something back writes it himself at his next send.
 """
 

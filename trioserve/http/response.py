@@ -1,6 +1,6 @@
 """Response heads of HTTP/1: checked, framed and written as bytes, the same for both engines.
 
-`http1.py` calls `check_start` when the app sends its start event, so that a bad header raises at the call that
+`http1_exchange.py` calls `check_start` when the app sends its start event, so that a bad header raises at the call that
 sent it, and adds the framing lines when it knows how long the body is. Field names are checked once and then known;
 values are checked all together, on the joined block.
 """

@@ -148,7 +148,10 @@ class Watch:
 
 
 class Hub(Protocol):
-    """What the listener and the connections ask of a hub."""
+    """What the worker, the listener and the connections ask of a hub."""
+
+    #: its watches call `on_writable`, so that bytes can be written while no task waits for that
+    calls_on_writable: ClassVar[bool]
 
     def watch(self, sock: socket.socket) -> Watch:
         """Begin watching a non-blocking socket."""
@@ -266,6 +269,8 @@ class EpollWatch(Watch):
 
 class EpollHub:
     """One edge-triggered epoll for all of a worker's connections (epoll(7))."""
+
+    calls_on_writable: ClassVar[bool] = EpollWatch.calls_on_writable
 
     def __init__(self) -> None:
         self._epoll = select.epoll()
@@ -414,6 +419,8 @@ async def _wait_for_ever(_fd: int) -> None:
 
 class PortableHub:
     """Readiness through trio's own I/O manager, for systems without epoll."""
+
+    calls_on_writable: ClassVar[bool] = PortableWatch.calls_on_writable
 
     def __init__(self) -> None:
         self.watched: set[PortableWatch] = set()

@@ -109,13 +109,14 @@ class Drain:
 
     async def wait_delay(self) -> None:
         """Return at `serve_until`, also if that is brought forward meanwhile."""
-        while (until := self.serve_until) > trio.current_time():
-            with trio.move_on_at(until):
-                await self._shortened.wait()
+        await self._wait_until(lambda: self.serve_until)
 
     async def wait_grace(self) -> None:
         """Return at `deadline`, also if that is brought forward meanwhile."""
-        while (until := self.deadline) > trio.current_time():
+        await self._wait_until(lambda: self.deadline)
+
+    async def _wait_until(self, moment: Callable[[], float]) -> None:
+        while (until := moment()) > trio.current_time():
             with trio.move_on_at(until):
                 await self._shortened.wait()
 

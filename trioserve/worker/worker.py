@@ -33,7 +33,7 @@ from trioserve.http import engines
 from trioserve.http.flusher import Flusher
 from trioserve.http.response import DefaultFields
 from trioserve.net.bind import Listeners, open_listeners
-from trioserve.net.hub import EpollHub, open_hub
+from trioserve.net.hub import open_hub
 from trioserve.observe.logs import Logs, setup_logs
 from trioserve.structure.admission import Admission
 from trioserve.structure.boundary import Boundary, is_scope_corruption
@@ -76,13 +76,15 @@ class Worker:
             server=b"trioserve" if config.include_server_header else None,
             others=[(b"alt-svc", value.encode("latin-1")) for value in config.alt_svc_headers],
         )
-        if isinstance(context.hub, EpollHub):
+        if context.hub.calls_on_writable:
             context.flusher = Flusher()
         if config.max_concurrent_requests is not None:
             context.admission = Admission(
                 config.max_concurrent_requests, config.request_queue_size, config.request_queue_timeout
             )
-        self.lifespan = Lifespan(app, config.lifespan, context.state, logs.error, self._lifespan_died)
+        self.lifespan = Lifespan(
+            app, config.lifespan, context.state, logs.error, context.boundary.judge_lifespan
+        )
         self._listening = trio.CancelScope()
 
     def __repr__(self) -> str:
@@ -261,9 +263,6 @@ class Worker:
             self.logs.error.warning("lifespan shutdown is skipped: the process's state cannot be trusted")
             return
         await self.lifespan.shutdown(self.config.shutdown_timeout)
-
-    def _lifespan_died(self, error: BaseException, when: str) -> None:
-        self.context.boundary.judge_lifespan(error, when)
 
 
 @contextmanager
