@@ -43,7 +43,8 @@ _METHOD_MAX = 64
 _LINE_END = b"HTTP/0.0\r"
 _DIGITS_TO_0 = bytes.maketrans(b"123456789", b"0" * 9)
 
-_DIGITS = re.compile(rb"[0-9]{1,18}")
+# More than any file has, and no work for int().
+_LENGTH_DIGITS = 18
 
 _LINE_STARTS = re.compile(rb"\r\n(?=[^\r])")
 _MARK = b"~"
@@ -52,9 +53,6 @@ _METHODS = {name.encode(): name for name in ("GET", "HEAD", "POST", "PUT", "DELE
 
 # A request line of the common kind; all others take the longer way. RFC 9112 section 3.
 _COMMON_LINE = re.compile(rb"(%b) (/[!\"$-~]*) HTTP/1\.([01])\r\n" % b"|".join(_METHODS)).match
-
-# Fields that decide where the message ends or what becomes of the connection.
-_DECISIVE = frozenset({b"content-length", b"transfer-encoding", b"connection", b"expect", b"te"})
 
 # Host values that were found valid: clients repeat them, and the check costs more than the look-up. Bounded,
 # because the peer chooses them.
@@ -146,10 +144,15 @@ class Engine:
                 len(fields) != len(headers)
                 or len(headers) > limits.header_count
                 or fields.get(b"host") not in _good_hosts
-                or not _DECISIVE.isdisjoint(fields)
+                or b"connection" in fields
+                or b"transfer-encoding" in fields
+                or b"expect" in fields
+                or b"te" in fields
                 or self.authority
             ):
                 self._check_fields(fields)
+            elif b"content-length" in fields:
+                self._check_framing(fields[b"content-length"], None)
         except RequestRefused:
             if not data.startswith(b"\r\n"):  # that one has been there
                 self._check_as_parts(head)
@@ -303,7 +306,7 @@ class Engine:
                 raise RequestRefused(501, "a transfer coding that is not chunked")
             self.content_length = None
         elif length is not None:
-            if not _DIGITS.fullmatch(length):
+            if not length.isdigit() or len(length) > _LENGTH_DIGITS:
                 raise RequestRefused(400, "Content-Length is no number")
             self.content_length = int(length)
             if self.content_length > self._limits.body_size:
@@ -359,10 +362,15 @@ class Engine:
 
     def begin_body(self) -> None:
         """Prepare for the body that `content_length` announces; sets `body_complete` and takes `leftover`."""
+        data, self.leftover = self.leftover, b""
+        if len(data) == self.content_length:
+            # A small one that came with its head, as most do.
+            self.body.append(data)
+            self.body_bytes = self.content_length
+            return
         self.body_complete = False
         self._chunks = ChunkedDecoder(self._limits) if self.content_length is None else None
-        if self.leftover:
-            data, self.leftover = self.leftover, b""
+        if data:
             self.receive_body(data)
 
     def receive_body(self, data: bytes) -> None:

@@ -1,7 +1,7 @@
 """The fast engine: field lines parsed by llhttp (C) through httptools, in its strict mode.
 
-Used by `http1.py` where httptools is installed. llhttp reads the whole head in one call and never sees a body:
-`engine.py` counts one with a Content-Length, and `chunked.py` decodes the others.
+Used by `http1.py` where httptools is installed. llhttp reads the whole head in one call; bodies are none of
+its business: `engine.py` counts one with a Content-Length, and `chunked.py` decodes the others.
 """
 
 from __future__ import annotations
@@ -42,18 +42,23 @@ class HttptoolsEngine(Engine):
     def __init__(self, limits: Limits, *, raw_names: bool = False) -> None:
         super().__init__(limits, raw_names=raw_names)
         self._collector = _RawFieldCollector() if raw_names else _FieldCollector()
-        self._parser = HttpRequestParser(self._collector)
+        # None while it is in no state to read another head.
+        self._parser: HttpRequestParser | None = HttpRequestParser(self._collector)
 
     def parse_fields(self, head: bytes) -> Headers:
         collector = self._collector
         fields: Headers = []
         collector.fields = fields
+        parser = self._parser
+        if parser is None:
+            self._parser = parser = HttpRequestParser(collector)
         try:
-            self._parser.feed_data(head)
+            parser.feed_data(head)
         except HttpParserUpgrade:
             # An Upgrade field: left alone unless something here supports it. llhttp would read on as if it were.
-            self._parser = HttpRequestParser(collector)
+            self._parser = None
         except HttpParserError:
+            self._parser = None
             return self._parse_again(head)
         return fields
 
@@ -65,15 +70,17 @@ class HttptoolsEngine(Engine):
         collector = self._collector
         fields: Headers = []
         collector.fields = fields
-        parser = HttpRequestParser(collector)
-        self._parser = HttpRequestParser(collector)
         try:
-            parser.feed_data(neutral_head(head))
+            HttpRequestParser(collector).feed_data(neutral_head(head))
         except HttpParserError as error:
             raise RequestRefused(400, str(error)) from None
         return unmark(fields)
 
     def begin_body(self) -> None:
-        # llhttp now waits for a body that it will not be given: this parser only ever reads heads.
-        self._parser = HttpRequestParser(self._collector)
+        if self._parser is not None and len(self.leftover) == self.content_length:
+            # All of it is here: llhttp skips it, which costs less than another parser.
+            self._parser.feed_data(self.leftover)
+        else:
+            # llhttp waits for a body that it will not be given.
+            self._parser = None
         super().begin_body()

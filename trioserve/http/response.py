@@ -95,14 +95,15 @@ def check_start(status: int, fields: Sequence[tuple[bytes, bytes]]) -> tuple[byt
         except TypeError:
             line = None  # a list, or something unhashable in the pair
         if line is None:
-            name, value = _check_pair(field)
-            kind = _kind_of(name)
+            name, value = field if type(field) is tuple and len(field) == 2 else _check_pair(field)
+            # Content-Length varies, so nearly every response comes here: the common spelling without a call.
+            kind = _CONTENT_LENGTH if name == b"content-length" else _kind_of(name)
             if kind == _PLAIN:
                 line = _check_line(name, value)
             elif kind == _CONTENT_LENGTH:
                 if length is not None:
                     raise invalid_header(name, value, "sent twice")
-                length = _check_length(name, value)
+                length = (_lengths.get(value) if type(value) is bytes else None) or _check_length(name, value)
                 continue  # written with the framing
             else:
                 line, flag = _note_special(kind, name, value)
