@@ -54,6 +54,9 @@ _METHODS = {name.encode(): name for name in ("GET", "HEAD", "POST", "PUT", "DELE
 # A request line of the common kind; all others take the longer way. RFC 9112 section 3.
 _COMMON_LINE = re.compile(rb"(%b) (/[!\"$-~]*) HTTP/1\.([01])\r\n" % b"|".join(_METHODS)).match
 
+# Values of Connection that say what would hold anyway in HTTP/1.1: none, and what browsers send.
+_NO_NEWS = frozenset({None, b"keep-alive"})
+
 # Host values that were found valid: clients repeat them, and the check costs more than the look-up. Bounded,
 # because the peer chooses them.
 _good_hosts: set[bytes] = set()
@@ -144,7 +147,8 @@ class Engine:
                 len(fields) != len(headers)
                 or len(headers) > limits.header_count
                 or fields.get(b"host") not in _good_hosts
-                or b"connection" in fields
+                or fields.get(b"connection") not in _NO_NEWS
+                or not self.keep_alive
                 or b"transfer-encoding" in fields
                 or b"expect" in fields
                 or b"te" in fields
@@ -313,8 +317,6 @@ class Engine:
                 raise RequestRefused(413, f"Content-Length of {self.content_length}")
 
     def _read_connection(self, value: bytes) -> None:
-        if value == b"keep-alive" and self.version == "1.1":
-            return  # what browsers send, and what would hold anyway
         options = {option.strip() for option in value.lower().split(b",")}
         if b"close" in options:
             self.keep_alive = False
