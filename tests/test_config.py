@@ -102,6 +102,8 @@ def test_our_defaults_are_the_designs() -> None:
     config = Config()
     assert {s.name: getattr(config, s.name) for s in SETTINGS if s.source == "trioserve"} == {
         "accept_batch": 64,
+        "block_kill": 60,
+        "block_warn": 1,
         "contain_errors": [],
         "crash_dir": None,
         "debug_extension": False,
@@ -802,6 +804,19 @@ def test_a_target_larger_than_the_head_is_a_contradiction_only_when_asked_for() 
 def test_an_error_cannot_be_contained_and_fatal() -> None:
     with pytest.raises(ConfigError, match="both name 'KeyError'"):
         Config.from_mapping(contain_errors="KeyError", fatal_errors=["OSError", "KeyError"]).validate()
+
+
+@pytest.mark.parametrize(("warn", "kill"), [(1, 1), (2, 1), (60, 60.0), (0.2, 0.1)])
+def test_a_blocked_loop_is_warned_of_before_it_is_ended(warn: float, kill: float) -> None:
+    with pytest.raises(
+        ConfigError, match=rf"longer than block_warn = {warn} \(code mapping\), or one of them off"
+    ):
+        Config.from_mapping(block_warn=warn, block_kill=kill).validate()
+
+
+@pytest.mark.parametrize(("warn", "kill"), [("off", 0.1), (100, "off"), ("off", "off"), (0.1, 0.2)])
+def test_each_half_of_the_watch_may_be_off(warn: float | str, kill: float | str) -> None:
+    Config.from_mapping(block_warn=warn, block_kill=kill).validate()
 
 
 def test_h11s_limit_becomes_the_heads_unless_that_is_given() -> None:

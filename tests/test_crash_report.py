@@ -28,7 +28,15 @@ from trioserve.structure.crash_report import (
     emit_report,
     serialise,
 )
-from trioserve.structure.error_tree import describe_error, find_leaf, redact, safe_message, signature
+from trioserve.structure.error_tree import (
+    describe_error,
+    find_leaf,
+    innermost_app_frame,
+    redact,
+    safe_message,
+    signature,
+    stack_as_traceback,
+)
 
 WORKER = WorkerFacts(uptime=12.5, requests_served=7, in_flight=2, connections=3, generation=1, drain="10 s")
 REQUEST = RequestFacts(
@@ -529,3 +537,37 @@ def test_a_part_that_fails_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     assert report["cut"] == ["process: MemoryError while it was gathered"]
     assert crash_report._ballast == []
     emit(report)
+
+
+# -- a stack without an exception ---------------------------------------------------------------------------
+
+
+def go_down(depth: int) -> types.FrameType:
+    return go_down(depth - 1) if depth else sys._getframe()
+
+
+def test_a_running_stack_passes_for_a_traceback() -> None:
+    error = TimeoutError("late").with_traceback(stack_as_traceback(go_down(2)))
+    frames = describe_error(error)["frames"]
+    assert [frame["function"] for frame in frames[-4:]] == [
+        "test_a_running_stack_passes_for_a_traceback", *["go_down"] * 3,
+    ]  # fmt: skip
+    found = innermost_app_frame(error.__traceback__)
+    assert found is not None
+    assert (found[0], found[2]) == (__file__, "go_down")
+    assert signature(error) == f"TimeoutError at {found[0]}:{found[1]}"
+
+
+def test_a_running_stack_is_cut_where_it_is_asked_to_be() -> None:
+    inner, here = go_down(100), sys._getframe()
+    for most, outermost, length in [(10, None, 10), (1000, here, 102), (1000, inner, 1)]:
+        tb = stack_as_traceback(inner, outermost, most=most)
+        count = 0
+        while tb is not None:
+            count, tb = count + 1, tb.tb_next
+        assert count == length
+
+
+def test_there_is_no_place_without_a_traceback() -> None:
+    assert innermost_app_frame(None) is None
+    assert signature(TimeoutError()) == "TimeoutError at no traceback"

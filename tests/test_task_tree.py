@@ -9,7 +9,7 @@ import trio
 import trio.testing
 
 from trioserve.observe import task_tree
-from trioserve.observe.task_tree import dump_tasks, group_tasks
+from trioserve.observe.task_tree import dump_tasks, find_running_task, group_tasks
 
 
 async def sleeper(depth: int) -> None:
@@ -112,6 +112,37 @@ async def test_from_another_thread_with_a_root() -> None:
         await trio.testing.wait_all_tasks_blocked()
         assert "sleeper" in await trio.to_thread.run_sync(dump_tasks, root)
         nursery.cancel_scope.cancel()
+
+
+async def test_the_running_task_is_found_from_another_thread_and_none_while_all_wait() -> None:
+    root = trio.lowlevel.current_root_task()
+    assert root is not None
+    found: list[trio.lowlevel.Task | None] = []
+
+    def look() -> None:
+        found.append(find_running_task(root))
+
+    async def run_thread_and_wait() -> trio.lowlevel.Task:
+        thread = threading.Thread(target=look)
+        thread.start()
+        thread.join()
+        return trio.lowlevel.current_task()
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(parent_of, 3)
+        await trio.testing.wait_all_tasks_blocked()
+        assert await run_thread_and_wait() is found[0]
+        await trio.to_thread.run_sync(look)
+        nursery.cancel_scope.cancel()
+    assert found[1] is None
+
+
+async def test_the_search_for_the_running_task_is_bounded(monkeypatch) -> None:  # type: ignore[no-untyped-def]
+    root = trio.lowlevel.current_root_task()
+    assert root is not None
+    assert find_running_task(root) is trio.lowlevel.current_task()
+    monkeypatch.setattr(task_tree, "MOST_TASKS", 1)
+    assert find_running_task(root) is None
 
 
 def test_outside_of_trio_it_says_so() -> None:

@@ -5,7 +5,7 @@ an exception was raised; these classes only say what happened and, where it help
 the process exit code that goes with it.
 
 - the peer's: `RequestRefused`, `ClientDisconnected`
-- the app's: `AppMisuse` and its kin, `LifespanFailed`, `Fatal`
+- the app's: `AppMisuse` and its kin, `LifespanFailed`, `LoopBlocked`, `Fatal`
 - the operator's: `ConfigError`, `UsageError`, `AppNotFound`
 - the machine's: `BindError`
 """
@@ -96,6 +96,12 @@ class LifespanFailed(TrioserveError):
 
 class LifespanDied(TrioserveError):
     """The app's lifespan task ended with an exception while the worker was serving."""
+
+
+class LoopBlocked(TrioserveError):
+    """Code of the app kept the event loop from going on. Never raised: it stands in logs and reports for the place."""
+
+    exit_code = EXIT_LOOP_BLOCKED
 
 
 class Fatal(Exception):

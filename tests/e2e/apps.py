@@ -90,6 +90,13 @@ async def _block(scope: Any, receive: Any, send: Any) -> None:
     time.sleep(3600)
 
 
+async def _sleep(scope: Any, receive: Any, send: Any) -> None:
+    """Blocks the event loop for as many seconds as the query says."""
+    print("sleeping", flush=True)
+    time.sleep(float(scope["query_string"]))
+    await respond(send)
+
+
 async def _stream(scope: Any, receive: Any, send: Any) -> None:
     """Streams until the client is gone or the request is cancelled, and says so."""
     await send({"type": "http.response.start", "status": 200, "headers": [(b"content-type", b"text/plain")]})
@@ -172,6 +179,7 @@ ROUTES: dict[str, Any] = {
     "/raise": _raise,
     "/raise-late": _raise_late,
     "/range": _range,
+    "/sleep": _sleep,
     "/stream": _stream,
     "/stubborn": _stubborn,
 }

@@ -65,6 +65,13 @@ def _contradictions(config: Config) -> Iterator[str]:
             f"so it cannot be "
             f"larger than max_head_size = {config.max_head_size} ({config.source_of('max_head_size')})"
         )
+    warn, kill = config.block_warn, config.block_kill
+    if warn is not None and kill is not None and kill <= warn:
+        yield (
+            f"{config.source_of('block_kill').describe('block_kill', kill)}: a blocked loop is warned of before the "
+            f"process is ended, so it must be longer than block_warn = {warn:g} ({config.source_of('block_warn')}), "
+            "or one of them off"
+        )
     both = [name for name in config.contain_errors if name in config.fatal_errors]
     if both:
         yield f"contain_errors and fatal_errors both name {both[0]!r}: an error can be one or the other"

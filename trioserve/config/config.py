@@ -31,6 +31,8 @@ class Config(hypercorn.config.Config):
     """
 
     accept_batch: int
+    block_kill: float | None
+    block_warn: float | None
     contain_errors: list[str | type[BaseException]]
     crash_dir: str | None
     debug_extension: bool

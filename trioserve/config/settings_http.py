@@ -289,6 +289,22 @@ ERRORS = under(
         help="Directory for crash reports, one JSON file each; they go to stderr in any case",
         reason="not set: a container's log collector reads stderr",
     ),
+    Setting(
+        "block_warn",
+        Seconds(above=True, off=True),
+        1.0,
+        help="A turn of the event loop that lasts this long is logged, with the request and the stack; no shorter "
+        "one is",
+        reason="every client feels it, and code that gives way as it should takes a thousandth of it",
+    ),
+    Setting(
+        "block_kill",
+        Seconds(above=True, off=True),
+        60.0,
+        help="A turn of the event loop that lasts this long ends the process with a report (exit 80); the command "
+        "only",
+        reason="twice gunicorn's, since all requests in flight are lost; by then most clients have gone",
+    ),
 )
 
 LATER = under(

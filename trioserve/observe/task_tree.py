@@ -1,8 +1,8 @@
 """The tree of trio tasks as text: who waits where, with equal tasks shown once and counted.
 
-Used by the crash report and by whoever asks the worker for its state. Only public trio API; synchronous, so
-the tree stands still while it is read. From another thread (a watchdog) pass `root`; the picture may then be
-askew. No locals, no arguments: names of tasks, files, lines and functions.
+Used by the crash report, by the watchdog and by whoever asks the worker for its state. Only public trio API;
+synchronous, so the tree stands still while it is read. From another thread (a watchdog) pass `root`; the
+picture may then be askew. No locals, no arguments: names of tasks, files, lines and functions.
 """
 
 from __future__ import annotations
@@ -67,6 +67,20 @@ def group_tasks(root: trio.lowlevel.Task | None = None) -> TaskGroup | None:
         return None
     # All equal groups share one object, so comparing two subtrees is cheap.
     return _group(root, DEEPEST, itertools.count(), {})
+
+
+def find_running_task(root: trio.lowlevel.Task) -> trio.lowlevel.Task | None:
+    """The task below `root` that has its turn at this moment; for another thread than trio's to ask."""
+    pending = [root]
+    for _ in range(MOST_TASKS):
+        if not pending:
+            break
+        task = pending.pop()
+        if getattr(task.coro, "cr_running", False):
+            return task
+        for nursery in task.child_nurseries:
+            pending += nursery.child_tasks
+    return None
 
 
 def _group(

@@ -86,6 +86,7 @@ ROWS: dict[str, Row] = {
     "X2": Row(_X, 503, errors.EXIT_SIGINT, "KeyboardInterrupt"),
     "X3": Row(_F, 500, errors.EXIT_TAINTED, "the app raised a BaseException of its own"),
     "M1": Row(_F, 503, errors.EXIT_MEMORY, "out of memory"),
+    "H1": Row(_F, None, errors.EXIT_LOOP_BLOCKED, "the event loop was blocked for too long"),
     "H2": Row(_F, None, errors.EXIT_HARD_DRAIN, "the drain did not end in time"),
 }
 # fmt: on

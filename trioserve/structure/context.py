@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
     from trioserve.net.hub import Hub
     from trioserve.observe.access_log import AccessLog
+    from trioserve.observe.blocking import LoopWatch
     from trioserve.structure.admission import Admission
     from trioserve.structure.boundary import Boundary
 
@@ -121,7 +122,8 @@ class WorkerContext:
     __slots__ = (
         "access_log", "admission", "app", "base_context", "boundary", "clock", "config", "connections",
         "counters", "deadlines", "debug_extension", "drain", "draining", "error_log", "flusher", "hub", "ids",
-        "limits", "new_engine", "response_defaults", "room", "root_path", "started_at", "state", "timeouts",
+        "limits", "loop_watch", "new_engine", "response_defaults", "room", "root_path", "started_at", "state",
+        "timeouts",
     )  # fmt: skip
 
     def __init__(self, app: ASGIApp, config: Any, hub: Hub, error_log: logging.Logger) -> None:
@@ -133,6 +135,7 @@ class WorkerContext:
         self.boundary: Boundary
         self.admission: Admission | None = None
         self.flusher: Any = None
+        self.loop_watch: LoopWatch | None = None
         self.new_engine: Callable[[], Any]
         self.limits = Limits.from_config(config)
         self.timeouts = Timeouts.from_config(config)

@@ -18,6 +18,8 @@ from collections.abc import Callable
 
 import trio
 
+from trioserve.observe.blocking import LAST_WORDS, call_within
+
 # Time for handlers to unwind after they were cancelled; async cleanup beyond it is cut by the next step.
 CLEANUP_SECONDS = 2.0
 
@@ -149,7 +151,5 @@ class HardExit:
 
     def _watch(self, seconds: float) -> None:
         if not self._disarmed.wait(seconds):
-            try:
-                self._on_exit()
-            finally:
-                os._exit(self._exit_code)
+            call_within(LAST_WORDS, self._on_exit)
+            os._exit(self._exit_code)

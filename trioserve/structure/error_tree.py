@@ -61,7 +61,40 @@ def signature(error: BaseException, *, most: int = LONGEST_WALK) -> str:
     that, the innermost of all.
     """
     leaf = find_leaf(error, most=most)
-    return f"{type_name(leaf)} at {_innermost_app_frame(leaf.__traceback__)}"
+    found = innermost_app_frame(leaf.__traceback__)
+    return f"{type_name(leaf)} at {f'{found[0]}:{found[1]}' if found else 'no traceback'}"
+
+
+def innermost_app_frame(tb: TracebackType | None) -> tuple[str, int, str] | None:
+    """File, line and function; "the app's" as in `signature`."""
+    best: tuple[str, int, str] | None = None
+    best_rank = -1
+    for current in _walk(tb):
+        code = current.tb_frame.f_code
+        rank = _rank(code)
+        if rank >= best_rank:  # >=: later in the list is further in
+            best_rank, best = rank, (code.co_filename, current.tb_lineno, code.co_qualname)
+    return best
+
+
+def stack_as_traceback(
+    frame: FrameType, outermost: FrameType | None = None, *, most: int = INNER_FRAMES
+) -> TracebackType | None:
+    """The stack of a thread that raises nothing, for an exception that stands for what it is doing.
+
+    Args:
+        frame: the innermost.
+        outermost: where it begins to be of interest, if that is known.
+        most: frames, counted from the innermost.
+    """
+    tb = None
+    current: FrameType | None = frame
+    for _ in range(most):
+        if current is None:
+            break
+        tb = TracebackType(tb, current, current.f_lasti, current.f_lineno or current.f_code.co_firstlineno)
+        current = None if current is outermost else current.f_back
+    return tb
 
 
 def find_leaf(error: BaseException, *, most: int = LONGEST_WALK) -> BaseException:
@@ -229,15 +262,6 @@ def _summarise(places: list[tuple[FrameType, int]]) -> list[dict[str, Any]]:
         }
         for frame in summary
     ]
-
-
-def _innermost_app_frame(tb: TracebackType | None) -> str:
-    best, best_rank, place = "", -1, "no traceback"
-    for current in _walk(tb):
-        rank = _rank(current.tb_frame.f_code)
-        if rank >= best_rank:  # >=: later in the list is further in
-            best_rank, best = rank, f"{current.tb_frame.f_code.co_filename}:{current.tb_lineno}"
-    return best or place
 
 
 @lru_cache(maxsize=1024)

@@ -13,18 +13,29 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import threading
 import traceback
+from contextlib import suppress
 from typing import Any
 
 import trio
 
 from trioserve.asgi.load import load_app, wrap_app
 from trioserve.config import Config
-from trioserve.errors import EXIT_HARD_DRAIN, EXIT_OK, EXIT_SERVER_BUG, LifespanFailed, TrioserveError
+from trioserve.errors import (
+    EXIT_HARD_DRAIN,
+    EXIT_OK,
+    EXIT_SERVER_BUG,
+    LifespanFailed,
+    LoopBlocked,
+    TrioserveError,
+)
+from trioserve.observe.blocking import LAST_WORDS, call_within
 from trioserve.observe.process import pid_file
-from trioserve.structure.boundary import FATAL_GRACE, worker_facts
-from trioserve.structure.context import ASGIApp
-from trioserve.structure.crash_report import WorkerFacts, build_report, emit_report
+from trioserve.structure.blocked_loop import requests_in_flight
+from trioserve.structure.boundary import FATAL_GRACE, ROWS, request_facts, worker_facts
+from trioserve.structure.context import ASGIApp, ConnectionContext
+from trioserve.structure.crash_report import RequestFacts, WorkerFacts, build_report, emit_report
 from trioserve.structure.drain import CLEANUP_SECONDS, HardExit
 from trioserve.worker.worker import Worker, serve_worker
 
@@ -84,6 +95,7 @@ class _Process:
         self._root: trio.lowlevel.Task | None = None
         self._stops = 0
         self._ended = False
+        self._last_words = threading.Lock()
         self.hard_exit = HardExit(self._report_hard_exit, EXIT_HARD_DRAIN)
 
     async def main(self, app: ASGIApp) -> None:
@@ -114,6 +126,7 @@ class _Process:
 
     def _adopt(self, worker: Worker) -> None:
         self._worker = worker
+        worker.last_words = self._report_blocked_loop
         self._root = trio.lowlevel.current_root_task()
         worker.drain.on_begin(self._arm_hard_exit)
 
@@ -174,19 +187,38 @@ class _Process:
         failure = self._worker.context.boundary.failure if self._worker is not None else None
         return EXIT_OK if failure is None else failure.exit_code
 
+    # -- in a watchdog's thread, before it ends the process --------------------------------------------------
+
     def _report_hard_exit(self) -> None:
-        worker = self._worker
-        reason = worker.drain.reason if worker is not None else "?"
+        reason = self._worker.drain.reason if self._worker is not None else "?"
         error = TimeoutError(f"the drain ({reason}) did not end in time; requests or the app hold it up")
+        self._say_last_words("H2", error, None)
+
+    def _report_blocked_loop(self, error: LoopBlocked, connection: ConnectionContext | None) -> None:
+        exchange = None if connection is None else connection.exchange
+        request = request_facts(connection, exchange) if connection and exchange else None
+        self._say_last_words("H1", error, request)
+
+    def _say_last_words(self, row: str, error: Exception, request: RequestFacts | None) -> None:
+        """Report, then let the logs out. Of two watchdogs at once the second only waits, lest it cut the first."""
+        if not self._last_words.acquire(timeout=LAST_WORDS):
+            return
         report = build_report(
-            row="H2",
+            row=row,
             verdict="fatal",
             error=error,
-            request=None,
+            request=request,
             worker=self.facts(),
             nth=1,
-            root=self._root,  # this is the hard exit's thread, where trio cannot be asked
+            root=self._root,  # this is another thread than trio's, where trio cannot be asked
         )
+        worker = self._worker
+        if worker is not None:
+            with suppress(Exception):  # what moves on while it is read must not cost the report
+                report["requests_in_flight"] = requests_in_flight(worker.context)
         emit_report(report, self._config.crash_dir)
         if worker is not None:
+            # After the report, and bounded: a handler of the operator's may be what holds up the loop.
+            line = "%s: %s; row %s, ending the process at once"
+            call_within(_LAST_LINES, worker.logs.error.critical, line, ROWS[row].meaning, error, row)
             worker.logs.close(_LAST_LINES)

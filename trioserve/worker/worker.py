@@ -34,8 +34,10 @@ from trioserve.http.flusher import Flusher
 from trioserve.http.response import DefaultFields
 from trioserve.net.bind import Listeners, open_listeners
 from trioserve.net.hub import open_hub
+from trioserve.observe.blocking import LoopWatch
 from trioserve.observe.logs import Logs, setup_logs
 from trioserve.structure.admission import Admission
+from trioserve.structure.blocked_loop import BlockedLoop, LastWords
 from trioserve.structure.boundary import Boundary, is_scope_corruption
 from trioserve.structure.context import ASGIApp, WorkerContext
 from trioserve.structure.drain import CLEANUP_SECONDS, Drain, DrainState
@@ -59,6 +61,7 @@ class Worker:
         self.listeners = listeners
         self.config = config
         self.trigger_error: Exception | None = None
+        self.last_words: LastWords | None = None
         self._owns_process = owns_process
         served = serve_only(app, config.server_names) if config.server_names else app
         self.context = context = WorkerContext(served, config, open_hub(config.hub), logs.error)
@@ -118,6 +121,7 @@ class Worker:
                         await self._stop_lifespan()
                     structure.cancel_scope.cancel(reason="the worker has drained")
         finally:
+            self._unwatch_loop()
             self.drain.advance(DrainState.STOPPED)
             context.hub.close()
 
@@ -167,6 +171,7 @@ class Worker:
                 for address in self.listeners.addresses():
                     self.logs.error.info("Running on %s (CTRL + C to quit)", address)
                 task_status.started(self.listeners.addresses())
+                self._watch_loop()
                 if shutdown_trigger is not None:
                     structure.start_soon(self._await_trigger, shutdown_trigger, name="shutdown trigger")
                 await self.drain.wait(DrainState.DRAINING)
@@ -175,6 +180,19 @@ class Worker:
                     await self._drain(listeners, connections)
                     await self._stop_lifespan()
                 connections.cancel_scope.cancel(reason="the worker has drained")
+
+    def _watch_loop(self) -> None:
+        """From here until the lifespan's shutdown: around these an app may block, and other deadlines hold."""
+        warn_after = self.config.block_warn
+        kill_after = None if self.last_words is None else self.config.block_kill
+        if warn_after is not None or kill_after is not None:
+            reporter = BlockedLoop(self.context, self.last_words)
+            self.context.loop_watch = LoopWatch(warn_after, kill_after, reporter)
+            self.context.loop_watch.start()
+
+    def _unwatch_loop(self) -> None:
+        if self.context.loop_watch is not None:
+            self.context.loop_watch.stop()
 
     async def _listen(self, listeners: list[Listener]) -> None:
         with self._listening:
@@ -259,6 +277,7 @@ class Worker:
             )
 
     async def _stop_lifespan(self) -> None:
+        self._unwatch_loop()
         if self.drain.cut_lifespan:
             self.logs.error.warning("lifespan shutdown is skipped: the process's state cannot be trusted")
             return
