@@ -86,7 +86,7 @@ HYPERCORN_FLAGS: dict[str, tuple[list[str], str, Any]] = {
     "--log-file": (["x"], "errorlog", "x"),
     "--graceful-timeout": (["2.5"], "graceful_timeout", 2.5),
     "--read-timeout": (["3"], "read_timeout", 3.0),
-    "--max-requests": (["5"], "max_requests", "refused"),
+    "--max-requests": (["5"], "max_requests", 5),
     "--max-requests-jitter": (["5"], "max_requests_jitter", 5),
     "-g": (["0"], "group", 0),
     "--group": (["0"], "group", 0),
@@ -101,7 +101,7 @@ HYPERCORN_FLAGS: dict[str, tuple[list[str], str, Any]] = {
     "-p": (["/tmp/x"], "pid_path", "/tmp/x"),
     "--pid": (["/tmp/x"], "pid_path", "/tmp/x"),
     "--quic-bind": (["a:1"], "quic_bind", "refused"),
-    "--reload": ([], "use_reloader", "refused"),
+    "--reload": ([], "use_reloader", True),
     "--root-path": (["/x/"], "root_path", "/x"),
     "--server-name": (["a"], "server_names", ["a"]),
     "--statsd-host": (["a:1"], "statsd_host", "a:1"),
@@ -113,7 +113,7 @@ HYPERCORN_FLAGS: dict[str, tuple[list[str], str, Any]] = {
     "--verify-mode": (["CERT_REQUIRED"], "verify_mode", "refused"),
     "--websocket-ping-interval": (["2"], "websocket_ping_interval", 2.0),
     "-w": (["0"], "workers", 0),
-    "--workers": (["2"], "workers", "refused"),
+    "--workers": (["2"], "workers", 2),
 }
 
 
@@ -286,7 +286,7 @@ def test_check_config_refuses_a_wrong_file_without_a_traceback(tmp_path: Path) -
     assert done.returncode == EXIT_CONFIG
     assert done.stderr.splitlines() == [
         f"trioserve: {file}: kep_alive = 3 (int): unknown setting; did you mean keep_alive_timeout?",
-        f"trioserve: {file}: workers = 'x' (str): expected a whole number of at least 0",
+        f"trioserve: {file}: workers = 'x' (str): expected {BY_NAME['workers'].kind.expects}",
     ]
 
 
@@ -318,7 +318,8 @@ def test_print_config_shows_even_what_is_refused(tmp_path: Path) -> None:
         (["--help"], EXIT_OK),
         (["--nope"], EXIT_USAGE),
         ([], EXIT_USAGE),
-        (["--workers", "2", "m:a"], EXIT_CONFIG),
+        (["--workers", "2..1", "m:a"], EXIT_USAGE),
+        (["--workers", "2", "no_such_module_here:app"], EXIT_APP_NOT_FOUND),
         (["-c", "/no/such.toml", "m:a"], EXIT_CONFIG),
         (["no_such_module_here:app"], EXIT_APP_NOT_FOUND),
     ],
@@ -333,7 +334,7 @@ def test_an_app_that_fails_to_import_shows_its_own_traceback(tmp_path: Path) -> 
     (tmp_path / "broken_app.py").write_text(
         "def helper():\n    raise RuntimeError('no settings')\nhelper()\n"
     )
-    done = run("broken_app:app", cwd=tmp_path)
+    done = run("--workers", "0", "broken_app:app", cwd=tmp_path)
     assert done.returncode == EXIT_APP_NOT_FOUND
     assert done.stderr.splitlines()[-1] == (
         "trioserve: cannot load 'broken_app:app': importing 'broken_app' failed at "
@@ -347,7 +348,7 @@ def test_an_app_that_fails_to_import_shows_its_own_traceback(tmp_path: Path) -> 
 @pytest.mark.parametrize(("code", "expected"), [("9", 9), ("", 0), ("'words'", 1)])
 def test_an_app_that_ends_the_process_ends_it(code: str, expected: int, tmp_path: Path) -> None:
     (tmp_path / "ending_app.py").write_text(f"import sys\nsys.exit({code})\n")
-    done = run("ending_app:app", cwd=tmp_path)
+    done = run("--workers", "0", "ending_app:app", cwd=tmp_path)
     assert (done.returncode, done.stderr) == (expected, "words\n" if "words" in code else "")
 
 

@@ -13,6 +13,7 @@ import os
 import pickle
 import pwd
 import ssl
+import sys
 import tomllib
 import typing
 from pathlib import Path
@@ -33,6 +34,7 @@ from trioserve.config import (
 from trioserve.config.provenance import Origin
 from trioserve.config.setting import Setting
 from trioserve.config.settings import BY_NAME, nearest_setting
+from trioserve.config.settings_server import CAN_SUPERVISE
 from trioserve.config.sources import config_as_toml
 from trioserve.errors import ConfigError
 
@@ -105,9 +107,11 @@ def test_our_defaults_are_the_designs() -> None:
         "block_kill": 60,
         "block_warn": 1,
         "contain_errors": [],
+        "control": "auto",
         "crash_dir": None,
         "debug_extension": False,
         "disconnect_grace": 3,
+        "exit_when_idle": None,
         "factory": False,
         "fatal_errors": [],
         "first_byte_timeout": 10,
@@ -121,9 +125,12 @@ def test_our_defaults_are_the_designs() -> None:
         "max_connections": None,
         "max_head_size": 65536,
         "max_header_count": 100,
+        "max_lifetime": None,
+        "max_rss": None,
         "max_target_size": 8192,
         "on_app_error": "replace",
         "pre_drain_delay": 0,
+        "preload": False,
         "request_body_min_rate": 240,
         "request_body_min_rate_grace": 30,
         "request_body_timeout": 30,
@@ -132,6 +139,7 @@ def test_our_defaults_are_the_designs() -> None:
         "request_queue_timeout": 1,
         "request_timeout": None,
         "response_write_timeout": 30,
+        "worker_timeout": 30,
         "wsgi_threads": 40,
     }
 
@@ -176,6 +184,11 @@ GOOD: list[tuple[str, Any, Any]] = [
     ("group", None, None),
     ("pid_path", Path("/run/x.pid"), "/run/x.pid"),
     ("pid_path", "", None),
+    ("control", "AUTO", "auto"),
+    ("control", "./auto", "./auto"),
+    ("control", Path("/run/x.sock"), "/run/x.sock"),
+    ("control", "off", None),
+    ("control", None, None),
     ("loglevel", "debug", "debug"),
     ("hub", "EPOLL", "epoll"),
     ("root_path", "/api/", "/api"),
@@ -206,7 +219,11 @@ def test_a_value_is_accepted_and_settled(name: str, value: Any, settled: Any) ->
 
 
 BAD: list[tuple[str, Any, str]] = [
-    ("workers", "4", "workers = '4' (str): expected a whole number of at least 0"),
+    ("workers", "4", "workers = '4' (str): expected a whole number of at least 0, \"auto\", or a range"),
+    ("workers", "2..", "or a range such as"),
+    ("workers", "0..3", "must begin at 1 or more"),
+    ("workers", "4..3", "must begin at 1 or more"),
+    ("workers", "²..3", "or a range such as"),
     ("workers", True, "(bool)"),
     ("workers", -1, "at least 0"),
     ("workers", 1.0, "(float)"),
@@ -246,6 +263,9 @@ BAD: list[tuple[str, Any, str]] = [
     ("root_path", None, "expected text"),
     ("accesslog", 3, "logging.Logger"),
     ("pid_path", "a\0b", "NUL"),
+    ("control", "", 'expected a path, "auto" or "off"'),
+    ("control", True, "(bool)"),
+    ("control", "a\0b", "NUL"),
     ("loglevel", "LOUD", "a logging level"),
     ("loglevel", 10, "a logging level"),
     ("hub", "epol", "did you mean epoll?"),
@@ -426,7 +446,7 @@ def test_a_toml_file_lists_all_its_mistakes_at_once(tmp_path: Path) -> None:
         Config.from_toml(file)
     assert str(caught.value).splitlines() == [
         f"{file}: kep_alive = 5 (int): unknown setting; did you mean keep_alive_timeout?",
-        f"{file}: workers = '4' (str): expected a whole number of at least 0",
+        f"{file}: workers = '4' (str): expected {BY_NAME['workers'].kind.expects}",
         f"{file}: tool = {{'x': 1}} (dict): unknown setting",
     ]
 
@@ -737,16 +757,12 @@ def test_a_typical_hypercorn_file_starts_unchanged(tmp_path: Path) -> None:
         "debug",
         "daemon",
         "alpn_protocols",
-        "max_requests_jitter",
     }
 
 
 # -- the whole ----------------------------------------------------------------------------------------------
 
 REFUSED: list[tuple[str, Any, str]] = [
-    ("workers", 2, "one per port behind a proxy"),
-    ("use_reloader", True, "needs a supervisor"),
-    ("max_requests", 1000, "needs a supervisor"),
     ("certfile", "x", "plain HTTP where TLS was asked for would be a hole"),
     ("keyfile", "x", "TLS is not served yet"),
     ("ca_certs", "x", "TLS is not served yet"),
@@ -770,7 +786,7 @@ def test_what_is_not_served_is_refused_by_name_with_the_reason(name: str, value:
 
 
 def test_all_problems_are_listed_at_once() -> None:
-    config = Config.from_mapping(workers=2, certfile="x")
+    config = Config.from_mapping(keyfile="x", certfile="x")
     with pytest.raises(ConfigError) as caught:
         config.validate()
     assert len(str(caught.value).splitlines()) == 2
@@ -784,8 +800,60 @@ def test_the_library_ignores_what_concerns_processes_with_a_warning() -> None:
         (logging.WARNING, "use_reloader = on is ignored by serve(): it is for the command"),
     ]
     config.max_requests = 5
-    with pytest.raises(ConfigError, match="max_requests"):
-        config.validate(library=True)
+    config.validate(library=True)
+    assert "max_requests = 5 is ignored by serve()" in str(config.advice(library=True))
+
+
+@pytest.mark.skipif(not CAN_SUPERVISE, reason="needs a supervisor")
+def test_reloading_needs_a_supervisor() -> None:
+    Config.from_mapping(use_reloader=True, workers=2).validate()
+    with pytest.raises(ConfigError, match=r"workers = 0 \(code mapping\) has none: serve with --workers 1"):
+        Config.from_mapping(use_reloader=True, workers=0).validate()
+
+
+def test_reloading_without_its_package_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "watchfiles", None)
+    with pytest.raises(ConfigError, match=r"pip install 'trioserve\[reload\]'"):
+        Config.from_mapping(use_reloader=True).validate()
+    Config.from_mapping(use_reloader=True).validate(library=True)
+
+
+def test_in_development_errors_are_contained_unless_something_else_was_asked_for() -> None:
+    config = load_config({"use_reloader": True}, {})
+    assert config.on_app_error == "contain"
+    assert config.advice() == [
+        (logging.INFO, "on_app_error is contain, taken from use_reloader (flag --reload)")
+    ]
+    for flags, environment in [
+        ({"use_reloader": True, "on_app_error": "replace"}, {}),
+        ({"use_reloader": True}, {"TRIOSERVE_ON_APP_ERROR": "replace"}),
+        ({}, {}),
+    ]:
+        assert load_config(flags, environment).on_app_error == "replace"
+    # serve() does not reload, so it does not take what follows from reloading either.
+    assert Config.from_mapping(use_reloader=True).on_app_error == "replace"
+
+
+@pytest.mark.parametrize("bind", ["0.0.0.0:0", "[::]:0", "192.0.2.1:0", "example.test:0"])
+def test_development_on_a_public_address_is_warned_of(bind: str) -> None:
+    config = load_config({"use_reloader": True, "bind": ["127.0.0.1:0", bind]}, {})
+    assert (
+        logging.WARNING,
+        f"use_reloader: whoever can connect to {bind} is shown the app's source when it fails",
+    ) in config.advice()
+    for local in ("127.0.0.1:0", "localhost:0", "[::1]:0", "unix:/tmp/x"):
+        config.bind = [local]
+        assert "whoever" not in str(config.advice())
+
+
+def test_a_command_knows_the_file_it_was_configured_by(tmp_path: Path) -> None:
+    toml, python = tmp_path / "a.toml", tmp_path / "a.py"
+    toml.write_text("")
+    python.write_text("")
+    assert load_config({}, {}, str(toml)).file_path == str(toml)
+    assert load_config({}, {"TRIOSERVE_CONFIG": f"file:{python}"}).file_path == str(python)
+    assert load_config({}, {}, "python:tests.apps").file_path is None
+    assert load_config({}, {}).file_path is None
 
 
 def test_a_list_changed_into_nonsense_is_found() -> None:
@@ -891,6 +959,7 @@ def test_the_printed_configuration_reads_back_the_same(tmp_path: Path) -> None:
         "logconfig_dict": {"version": 1, "root": {"handlers": ["x"], "level": 3.5}, "incremental": True},
         "verify_flags": ssl.VerifyFlags.VERIFY_X509_STRICT | ssl.VerifyFlags.VERIFY_CRL_CHECK_LEAF,
         "errorlog": None,
+        "control": None,
         "root_path": "/x",
         "max_requests": 3,
     }

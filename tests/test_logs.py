@@ -10,7 +10,8 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -398,6 +399,13 @@ def test_a_broken_second_logconfig_does_not_undo_the_first(tmp_path: Path) -> No
     assert "still there" in (tmp_path / "out").read_text()
 
 
+def until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 10
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+
+
 def test_a_rotation_by_signal_in_a_real_process(tmp_path: Path) -> None:
     script = """
 import signal, sys
@@ -423,6 +431,7 @@ logs.close()
         child.stdin.write("before\n")
         child.stdin.flush()
         assert child.stdout.readline() == "done\n"
+        until(lambda: log.exists() and "before" in log.read_text())  # its writer has a thread of its own
         log.rename(tmp_path / "error.1")
         child.send_signal(signal.SIGUSR1)
         child.stdin.write("after\n")

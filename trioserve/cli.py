@@ -15,15 +15,16 @@ import logging
 import os
 import platform
 import sys
-import traceback
 from collections.abc import Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any, Literal, NoReturn
 
 from trioserve.config import SETTINGS, Config, Setting, load_config
 from trioserve.config.settings import default_with_unit, nearest_setting
+from trioserve.config.settings_server import CAN_SUPERVISE
 from trioserve.config.sources import CONFIG_VARIABLE, config_as_toml
-from trioserve.errors import EXIT_OK, EXIT_SIGINT, AppNotFound, TrioserveError, UsageError
+from trioserve.errors import EXIT_OK, EXIT_SIGINT, TrioserveError, UsageError
+from trioserve.observe.process import explain
 
 Wish = Literal["serve", "print", "check"]
 
@@ -35,7 +36,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return _run(sys.argv[1:] if argv is None else argv)
     except TrioserveError as error:
-        _explain(error)
+        explain(error)
         return error.exit_code
     except KeyboardInterrupt:  # while the app is imported; later on it is a signal among others
         return EXIT_SIGINT
@@ -46,6 +47,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(argv: Sequence[str]) -> int:
+    if argv and argv[0] == "ctl":
+        from trioserve.supervisor.ctl import run_ctl
+
+        return run_ctl(argv[1:])
     config, wish = configure(argv, os.environ)
     if wish == "print":
         print(config_as_toml(config), end="")
@@ -59,6 +64,10 @@ def _run(argv: Sequence[str]) -> int:
         return EXIT_OK
     if not config.application_path:
         raise UsageError(f"no application given; {_EXAMPLE}")
+    if config.workers != 0 and CAN_SUPERVISE:
+        from trioserve.supervisor.supervisor import run_supervisor
+
+        return run_supervisor(config, config.application_path, lambda: configure(argv, os.environ)[0])
     # The worker pulls in the protocols: not wanted for --help, nor when the configuration is wrong.
     from trioserve.worker.command import run_command
 
@@ -71,17 +80,6 @@ def configure(argv: Sequence[str], environment: Mapping[str, str]) -> tuple[Conf
     path = flags.pop("config", None)
     wish: Wish = flags.pop("wish", "serve")
     return load_config(flags, environment, path), wish
-
-
-def _explain(error: TrioserveError) -> None:
-    cause = error.__cause__
-    if isinstance(error, AppNotFound) and cause is not None:
-        # What the app raised while it was imported is what its author needs to see.
-        traceback.print_exception(cause, file=sys.stderr)
-    for line in str(error).splitlines():
-        print(f"trioserve: {line}", file=sys.stderr)
-    if isinstance(error, UsageError):
-        print("trioserve: try --help", file=sys.stderr)
 
 
 # -- arguments ----------------------------------------------------------------------------------------------
@@ -237,6 +235,8 @@ def _help(setting: Setting) -> str:
 def _epilog() -> str:
     textless = [s.name for s in SETTINGS if not s.option_strings + s.deprecated_flags]
     return (
+        "To ask or command a running server (status, workers, scale, reload, ...): trioserve ctl --help\n"
+        "\n"
         "Each source overrides the one before: configuration file, environment (TRIOSERVE_ and the name\n"
         "of the setting in capitals; lists with commas), flags. Durations are seconds, sizes are bytes.\n"
         f"Settings without a flag: {', '.join(textless)}.\n"

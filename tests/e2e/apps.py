@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from typing import Any
 
@@ -37,6 +38,18 @@ async def _lifespan(receive: Any, send: Any) -> None:
 
 async def _hello(scope: Any, receive: Any, send: Any) -> None:
     await respond(send, b"hello", headers=[(b"content-type", b"text/plain")])
+
+
+async def _pid(scope: Any, receive: Any, send: Any) -> None:
+    """Which process answers; with a short wait, so that requests are in flight when something happens."""
+    await trio.sleep(0.002)
+    await respond(send, str(os.getpid()).encode())
+
+
+async def _segfault(scope: Any, receive: Any, send: Any) -> None:
+    import ctypes
+
+    ctypes.string_at(0)
 
 
 async def _describe(scope: Any, receive: Any, send: Any) -> None:
@@ -164,6 +177,8 @@ def _raiser(error: type[BaseException], *arguments: Any) -> Any:
 
 
 ROUTES: dict[str, Any] = {
+    "/pid": _pid,
+    "/segfault": _segfault,
     "/block": _block,
     "/break-trio": _break_trio,
     "/count": _count,

@@ -43,12 +43,16 @@ LIFETIME = 120.0
 RUNNING_ON = re.compile(r"Running on (?:http://)?(\S+) \(CTRL \+ C to quit\)")
 
 
+# Debian's packages of programs that are called otherwise.
+PACKAGES = {"nginx": "nginx-light", "systemd-analyze": "systemd", "systemd-socket-activate": "systemd"}
+
+
 def require_tool(name: str) -> str:
     """The path of a program; without it the test is skipped, or fails where REQUIRE_TOOLS=1 (`.ci/run`) says so."""
     path = shutil.which(name, path=os.environ.get("PATH", "") + ":/usr/sbin:/usr/local/sbin")
     if path is not None:
         return path
-    message = f"{name} is not installed: apt-get install {'nginx-light' if name == 'nginx' else name}"
+    message = f"{name} is not installed: apt-get install {PACKAGES.get(name, name)}"
     if os.environ.get("REQUIRE_TOOLS") == "1":
         pytest.fail(message)
     pytest.skip(message)
@@ -210,13 +214,18 @@ async def serve_command(
     application: str,
     *flags: str,
     bind: str | None = "127.0.0.1:0",
+    workers: int | str | None = 0,
     env: Mapping[str, str] | None = None,
     cwd: Path = REPOSITORY,
     pass_fds: Sequence[int] = (),
 ) -> AsyncIterator[ServerProcess]:
-    """`python -m trioserve`, ready to serve; its error log must go to stderr. `bind=None` leaves that to a config."""
+    """`python -m trioserve`, ready to serve; its error log must go to stderr. `None` leaves it to a configuration.
+
+    Without a supervisor unless `workers` says otherwise: the process is then the worker.
+    """
     binds = [] if bind is None else ["--bind", bind]
-    command = trioserve_command(*binds, *flags, application)
+    count = [] if workers is None else ["--workers", str(workers)]
+    command = trioserve_command(*binds, *count, *flags, application)
     async with start_process(*command, env=env, cwd=cwd, pass_fds=pass_fds) as server:
         await server.wait_running()
         yield server

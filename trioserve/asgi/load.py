@@ -20,6 +20,7 @@ import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
 from difflib import get_close_matches
+from importlib.machinery import PathFinder
 from pathlib import Path
 from types import ModuleType, TracebackType
 from typing import Any, Literal, cast
@@ -92,6 +93,23 @@ def _split(path: str) -> tuple[Mode | None, str, str]:
 
 
 # -- the module ---------------------------------------------------------------------------------------------
+
+
+def code_directories(path: str) -> list[Path]:
+    """Where the code of the app that `path` names is expected, without importing any of it.
+
+    The directory that becomes `sys.path[0]`, and that of its package if it is installed from elsewhere.
+    """
+    _, place, _ = _split(path)
+    location = Path(place).resolve()
+    found = [location.parent]
+    if location.suffix != ".py":
+        package = location.name.partition(".")[0]
+        spec = PathFinder.find_spec(package, [str(location.parent), *sys.path])
+        # A plain module does not say how much of its directory is the app's.
+        homes = [Path(home).resolve() for home in (spec and spec.submodule_search_locations) or ()]
+        found += [home for home in homes if not home.is_relative_to(location.parent)]
+    return found
 
 
 def _import(path: str, place: str) -> ModuleType:

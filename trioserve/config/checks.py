@@ -6,12 +6,14 @@ can be imported.
 
 from __future__ import annotations
 
+import importlib.util
 import logging
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING
 
 from trioserve.config.provenance import Origin
 from trioserve.config.settings import BY_NAME, SETTINGS
+from trioserve.config.settings_server import CAN_SUPERVISE
 from trioserve.config.text_values import import_named
 from trioserve.errors import ConfigError
 
@@ -19,6 +21,9 @@ if TYPE_CHECKING:
     from trioserve.config.config import Config
 
 Advice = tuple[int, str]
+
+# How binds begin that nobody reaches from another machine, as far as one can see.
+_LOCAL = ("127.", "localhost", "[::1]", "unix:", "fd://")
 
 
 def warning(text: str) -> Advice:
@@ -28,7 +33,8 @@ def warning(text: str) -> Advice:
 
 def find_problems(config: Config, *, library: bool) -> list[str]:
     """Everything that makes this configuration impossible to serve, one line each."""
-    return [*_wrong_values(config), *_refused(config, library=library), *_contradictions(config)]
+    problems = [*_wrong_values(config), *_refused(config, library=library), *_contradictions(config)]
+    return problems if library else [*problems, *_is_reloadable(config)]
 
 
 def _wrong_values(config: Config) -> Iterator[str]:
@@ -77,11 +83,38 @@ def _contradictions(config: Config) -> Iterator[str]:
         yield f"contain_errors and fatal_errors both name {both[0]!r}: an error can be one or the other"
 
 
+def _is_reloadable(config: Config) -> Iterator[str]:
+    described = config.source_of("use_reloader").describe("use_reloader", config.use_reloader)
+    if config.use_reloader and not CAN_SUPERVISE:
+        yield f"{described}: a supervisor replaces the workers when files change, and that needs Linux: remove it"
+    elif config.use_reloader and config.workers == 0:
+        workers = config.source_of("workers")
+        yield (
+            f"{described}: a supervisor replaces the workers when files change, and workers = 0 ({workers}) has none: "
+            "serve with --workers 1, or without --reload"
+        )
+    if config.use_reloader and importlib.util.find_spec("watchfiles") is None:
+        yield f"{described}: watching files needs the package watchfiles: pip install 'trioserve[reload]'"
+
+
+def _develops(config: Config) -> Iterator[Advice]:
+    if not config.use_reloader:
+        return
+    policy = config.source_of("on_app_error")
+    if policy.origin is Origin.DERIVED:
+        yield logging.INFO, f"on_app_error is {config.on_app_error}, taken from {policy.detail}"
+    public = [bind for bind in config.bind if not bind.startswith(_LOCAL)]
+    if public:
+        yield warning(
+            f"use_reloader: whoever can connect to {public[0]} is shown the app's source when it fails"
+        )
+
+
 def find_advice(config: Config, *, library: bool) -> list[Advice]:
     """What is accepted but does not do what one might think."""
     found = [(logging.INFO, text) for text in _without_effect(config)]
     found += [warning(text) for text in _surprises(config, library=library)]
-    return found
+    return found if library else [*found, *_develops(config)]
 
 
 def _without_effect(config: Config) -> Iterator[str]:
@@ -107,7 +140,12 @@ def _surprises(config: Config, *, library: bool) -> Iterator[str]:
         yield "logconfig_dict is ignored because logconfig is given"
     if library:
         for setting in SETTINGS:
-            if not setting.refused_in_library and setting.is_refused(value := getattr(config, setting.name)):
+            ignored = setting.command_only or not setting.refused_in_library
+            if (
+                ignored
+                and not setting.write_only
+                and (value := getattr(config, setting.name)) != setting.default
+            ):
                 yield f"{setting.name} = {setting.show(value)} is ignored by serve(): it is for the command"
 
 

@@ -34,9 +34,11 @@ class Config(hypercorn.config.Config):
     block_kill: float | None
     block_warn: float | None
     contain_errors: list[str | type[BaseException]]
+    control: str | None
     crash_dir: str | None
     debug_extension: bool
     disconnect_grace: float | None
+    exit_when_idle: float | None
     factory: bool
     fatal_errors: list[str | type[BaseException]]
     first_byte_timeout: float | None
@@ -50,9 +52,12 @@ class Config(hypercorn.config.Config):
     max_connections: int | None
     max_head_size: int
     max_header_count: int
+    max_lifetime: float | None
+    max_rss: float | None
     max_target_size: int
     on_app_error: Literal["replace", "contain", "crash"]
     pre_drain_delay: float
+    preload: bool
     request_body_min_rate: float
     request_body_min_rate_grace: float
     request_body_timeout: float | None
@@ -61,10 +66,12 @@ class Config(hypercorn.config.Config):
     request_queue_timeout: float
     request_timeout: float | None
     response_write_timeout: float | None
+    worker_timeout: float | None
     wsgi_threads: int
 
     _sources: dict[str, Source]
     _advice: list[checks.Advice]
+    _file_path: str | None = None
 
     def __init__(self) -> None:
         self._sources, self._advice = {}, []
@@ -139,6 +146,30 @@ class Config(hypercorn.config.Config):
         setting = BY_NAME[name]
         changed = not setting.write_only and getattr(self, name) != setting.default
         return CODE if changed else DEFAULT
+
+    @property
+    def file_path(self) -> str | None:
+        """The file that the command has read settings from, None without one; no setting itself."""
+        return self._file_path
+
+    # -- from one process to another ---------------------------------------------------------------------
+
+    def given(self) -> dict[str, tuple[Any, Source]]:
+        """Every setting that was given a value, with its source; what `restored` takes."""
+        return {
+            setting.name: (getattr(self, setting.name), source)
+            for setting in SETTINGS
+            if not setting.write_only and (source := self.source_of(setting.name)) != DEFAULT
+        }
+
+    @classmethod
+    def restored(cls, given: Mapping[str, tuple[Any, Source]]) -> Config:
+        """The same settings as where `given` was called; they were checked there."""
+        config = Config()
+        for name, (value, source) in given.items():
+            object.__setattr__(config, name, value)
+            config._sources[name] = source
+        return config
 
     # -- hypercorn's loaders, with checks ----------------------------------------------------------------
 

@@ -34,6 +34,7 @@ class Setting:
     refused: str = ""  # why a value other than the default is refused, and what to do instead
     refused_when: Callable[[Any], bool] | None = None  # which values; None: all but the default
     refused_in_library: bool = True  # False: `serve()` ignores it with a warning, as hypercorn's does
+    command_only: bool = False  # for processes: `serve()` ignores it with a warning
     without_effect: str = ""  # why a value other than the default changes nothing (yet)
     secret: bool = False
     positional: bool = False  # an argument of the command, not a flag

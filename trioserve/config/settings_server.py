@@ -5,6 +5,7 @@ Each declares its default with the reason for it, or the reason for which it is 
 
 from __future__ import annotations
 
+import os
 import ssl
 
 import hypercorn.config
@@ -12,6 +13,7 @@ import hypercorn.logging
 
 from trioserve.config.setting import Setting, under
 from trioserve.config.text_values import (
+    AutoPath,
     Binds,
     Choice,
     EnumMember,
@@ -22,13 +24,14 @@ from trioserve.config.text_values import (
     Table,
     Text,
 )
-from trioserve.config.values import Account, Seconds, Switch, Umask, Whole
+from trioserve.config.values import Account, Number, Seconds, Switch, Umask, Whole, WorkerCount
 
 _NO_TLS = (
     "TLS is not served yet, and serving plain HTTP where TLS was asked for would be a hole: "
     "end TLS in a proxy in front and remove this setting"
 )
-_NO_SUPERVISOR = "the supervisor is not there yet"
+# What the supervisor is built on.
+CAN_SUPERVISE = hasattr(os, "pidfd_open") and hasattr(os, "memfd_create")
 
 APPLICATION = under(
     "Application",
@@ -108,7 +111,7 @@ LISTENING = under(
         "user",
         Account("user"),
         None,
-        help="Owner of unix sockets, by name or number",
+        help="User to become once the sockets are bound, and owner of unix sockets, by name or number",
         reason="not set: the process's own",
         flags=("-u", "--user"),
     ),
@@ -116,7 +119,7 @@ LISTENING = under(
         "group",
         Account("group"),
         None,
-        help="Group of unix sockets, by name or number",
+        help="Group to become once the sockets are bound, and group of unix sockets, by name or number",
         reason="not set: the process's own",
         flags=("-g", "--group"),
     ),
@@ -140,15 +143,33 @@ PROCESSES = under(
     "Processes",
     Setting(
         "workers",
-        Whole(0),
+        WorkerCount(),
         1,
-        help="Worker processes; 0 and 1 both serve in this process",
+        help="Worker processes under a supervisor; auto is one for each CPU that this process may use, MIN..MAX "
+        "scales with the load, 0 serves in this process",
         reason="one, as in hypercorn",
         flags=("-w", "--workers"),
-        refused=f"{_NO_SUPERVISOR}: run one per port behind a proxy, or several as instances of a systemd "
-        f"template",
-        refused_when=lambda value: bool(value > 1),
+        refused="worker processes need Linux (pidfd_open(2), memfd_create(2)): serve with --workers 0",
+        refused_when=lambda value: value not in (0, 1) and not CAN_SUPERVISE,
         refused_in_library=False,
+        command_only=True,
+    ),
+    Setting(
+        "preload",
+        Switch(),
+        False,
+        help="Import the app once and fork workers from there: a start in milliseconds, and shared memory; by exec "
+        "as usual where the app starts threads on import",
+        reason="off: what an app opens on import its workers would share",
+        command_only=True,
+    ),
+    Setting(
+        "worker_timeout",
+        Seconds(above=True, off=True),
+        30.0,
+        help="A worker whose event loop gives no sign of life for this long is reported, ended and replaced",
+        reason="gunicorn's value; a loop that is blocked for a second is a fault, one for half a minute is lost",
+        command_only=True,
     ),
     Setting(
         "worker_class",
@@ -162,10 +183,9 @@ PROCESSES = under(
         "max_requests",
         Whole(1, off=True),
         None,
-        help="Requests after which a worker is recycled",
+        help="Requests after which a worker is recycled; its successor is ready first",
         reason="off as in hypercorn",
-        refused=f"recycling a worker needs a supervisor to start its successor, and {_NO_SUPERVISOR}: "
-        f"remove it",
+        command_only=True,
     ),
     Setting(
         "max_requests_jitter",
@@ -173,18 +193,43 @@ PROCESSES = under(
         0,
         help="Random extra on max_requests, so that workers are not recycled together",
         reason="0 as in hypercorn",
-        without_effect="max_requests is not served yet",
+        command_only=True,
+    ),
+    Setting(
+        "max_lifetime",
+        Seconds(above=True, off=True),
+        None,
+        help="Age at which a worker is recycled, less a random tenth",
+        reason="off: a sound app does not age",
+        command_only=True,
+    ),
+    Setting(
+        "max_rss",
+        Number(0, unit="bytes", above=True, off=True),
+        None,
+        help="Resident memory beyond which a worker is recycled; up to 1: the part of the cgroup's limit that all "
+        "workers may use together",
+        reason="off: only who knows the app and the machine knows how much is too much",
+        command_only=True,
     ),
     Setting(
         "use_reloader",
         Switch(),
         False,
-        help="Start again when code changes",
-        reason="off: for development only",
+        help="For development: new workers when code or configuration changes, tracebacks in the browser, "
+        "on_app_error contain by default",
+        reason="off: whoever can connect is shown the app's source",
         flags=("--reload",),
-        refused=f"reloading needs a supervisor to start the new worker, and {_NO_SUPERVISOR}: restart by "
-        f"hand for now",
-        refused_in_library=False,
+        command_only=True,
+    ),
+    Setting(
+        "control",
+        AutoPath(),
+        "auto",
+        help="Unix socket for trioserve ctl, open to the server's own user and root: a path, off, or auto: PID.sock "
+        "in the runtime directory",
+        reason="auto: one command finds the server; where there is no such directory the server runs without",
+        command_only=True,
     ),
     Setting(
         "pid_path",
@@ -229,6 +274,14 @@ SHUTDOWN = under(
         help="The drain: how long requests under way may take to finish; then they are cancelled",
         reason="30 is what systemd units and Kubernetes pods are commonly given; hypercorn's 3 is kept "
         "where a hypercorn Config is served",
+    ),
+    Setting(
+        "exit_when_idle",
+        Seconds(above=True, off=True),
+        None,
+        help="Time without a request after which the server drains and exits 0, within twice that time",
+        reason="off: of use where socket activation starts it again",
+        command_only=True,
     ),
     Setting(
         "hard_exit_after",

@@ -18,6 +18,9 @@ from trioserve.errors import ConfigError
 # Names the file, so it can be no setting of one.
 CONFIG_VARIABLE = ENVIRONMENT_PREFIX + "CONFIG"
 
+# What our own processes tell each other begins so, and is nobody's setting.
+_BETWEEN_PROCESSES = ENVIRONMENT_PREFIX + "_"
+
 
 def load_config(
     flags: Mapping[str, Any], environment: Mapping[str, str], config_path: str | None = None
@@ -30,13 +33,19 @@ def load_config(
             `config_path` does not. Other names are not looked at.
         config_path: `x.toml`, `file:x.py` or `python:module[.object]`.
     """
-    config = read_config(config_path or environment.get(CONFIG_VARIABLE))
+    path = config_path or environment.get(CONFIG_VARIABLE)
+    config = read_config(path)
+    config._file_path = None if not path or path.startswith("python:") else path.removeprefix("file:")
     problems = _apply_environment(config, environment)
     if problems:
         raise ConfigError("\n".join(problems))
     for name, value in flags.items():
         label = BY_NAME[name].main_flag if name in BY_NAME else name
         config.assign(name, value, Source(Origin.FLAG, label))
+    if config.use_reloader and config.source_of("on_app_error").origin is Origin.DEFAULT:
+        # Whoever writes the app makes it fail all the time, and wants the next answer at once.
+        derived = Source(Origin.DERIVED, f"use_reloader ({config.source_of('use_reloader')})")
+        config.assign("on_app_error", "contain", derived)
     return config
 
 
@@ -55,6 +64,8 @@ def _apply_environment(config: Config, environment: Mapping[str, str]) -> list[s
     problems = []
     for variable, text in sorted(environment.items()):
         if not variable.startswith(ENVIRONMENT_PREFIX) or variable == CONFIG_VARIABLE:
+            continue
+        if variable.startswith(_BETWEEN_PROCESSES):
             continue
         name = variable.removeprefix(ENVIRONMENT_PREFIX).lower()
         setting = BY_NAME.get(name)

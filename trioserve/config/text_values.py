@@ -58,6 +58,29 @@ class LogTarget(Text):
         return value if isinstance(value, logging.Logger) else super().check(value)
 
 
+class AutoPath(Text):
+    """A path, "auto" for the program to choose one, or "off", which settles as None."""
+
+    off = True
+
+    def __init__(self) -> None:
+        super().__init__(metavar="PATH")
+
+    expects = 'a path, "auto" or "off"'
+
+    def check(self, value: Any) -> Any:
+        """Take the words in any case; a file that is called so can be written ./auto."""
+        value = super().check("off" if value is None else value)
+        word = value.strip().lower()
+        if not word:
+            raise self._refuse()
+        return {"auto": "auto", "off": None, "none": None}.get(word, value)
+
+    def to_toml(self, value: Any) -> str | None:
+        """Write None as "off"."""
+        return as_toml("off" if value is None else value)
+
+
 class HostPort(Text):
     """`host:port`, or nothing."""
 

@@ -188,6 +188,36 @@ class Whole(Number):
         return self.check(number)
 
 
+class WorkerCount(Kind):
+    """How many worker processes: a number, "auto", or a range within which the supervisor scales."""
+
+    metavar = "N"
+    expects = 'a whole number of at least 0, "auto", or a range such as "2..8"'
+
+    def check(self, value: Any) -> Any:
+        """Settle as an int, as "auto", or as "MIN..MAX" with 1 <= MIN < MAX."""
+        if isinstance(value, str):
+            return self._check_text(value.strip().lower())
+        if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+            raise self._refuse()
+        return value
+
+    def parse(self, text: str) -> Any:
+        """Read digits, too."""
+        digits = text.strip()
+        return self.check(int(digits) if digits.isascii() and digits.isdigit() else text)
+
+    def _check_text(self, text: str) -> Any:
+        if text == "auto":
+            return text
+        low, dots, high = text.partition("..")
+        if not dots or not (low + high).isascii() or not low.isdigit() or not high.isdigit():
+            raise self._refuse()
+        if not 1 <= int(low) <= int(high):
+            raise self._refuse("the range must begin at 1 or more and not end below its beginning")
+        return f"{int(low)}..{int(high)}"
+
+
 class Umask(Kind):
     """Permission bits: text is octal, as in a shell; a number in a file is what its language says."""
 

@@ -8,6 +8,7 @@ does all the waiting. Cancelling it closes the connection: what of a response is
 from __future__ import annotations
 
 import time
+from typing import Any
 
 import trio
 
@@ -18,7 +19,8 @@ from trioserve.http.http1_exchange import Http1Exchange
 from trioserve.http.response import minimal_response
 from trioserve.net.transport import BODY_READ_SIZE
 from trioserve.observe.access_log import AccessEntry
-from trioserve.structure.boundary import is_cancellation
+from trioserve.observe.in_flight import NO_REQUEST, PATH_SIZE
+from trioserve.structure.boundary import ROWS, Fault, is_cancellation
 from trioserve.structure.context import ConnectionContext
 from trioserve.structure.deadlines import NEVER
 
@@ -68,14 +70,21 @@ class Http1:
         keep_alive = worker.timeouts.keep_alive
         most_requests = worker.limits.keep_alive_requests if keep_alive else 0
         request_timeout = worker.timeouts.request
+        timed = request_timeout is not NEVER
         new_context = worker.base_context.copy
         admission = worker.admission
+        path_cell: Any = None
+        whole_cell: Any = None
+        listed_method = ""
+        slot = connection.slot = None if worker.in_flight_table is None else worker.in_flight_table.take()
+        if slot is not None:
+            path_cell, whole_cell = slot.path, slot.whole
         data = transport.recv_nowait()
         while True:
             # -- wait for a whole head
             while not data or not engine.receive_head(data):
                 if data is None:
-                    if worker.draining and connection.idle:
+                    if worker.draining and connection.idle and not connection.may_get_last_request():
                         return
                     await watch.wait_readable(task)
                 elif not data:
@@ -91,14 +100,25 @@ class Http1:
             connection.exchange = exchange = Http1Exchange(
                 connection, engine, clock(), engine.keep_alive and number < most_requests
             )
-            if request_timeout is not NEVER or watch.hangup:
+            if timed or watch.hangup:
                 connection.begin_handler(exchange.started_at + request_timeout)
             if admission is not None:
                 await admission.acquire()
                 exchange.admitted = True
             error: BaseException | None = None
             try:
-                await app(exchange.scope(), exchange.receive, exchange.send)
+                if slot is None:
+                    await app(exchange.scope(), exchange.receive, exchange.send)
+                else:
+                    # For the supervisor, should this be the end of the process.
+                    if engine.method is not listed_method:
+                        listed_method = slot.write_method(engine.method)
+                    scope = exchange.scope()
+                    try:
+                        path_cell.value = scope["raw_path"]
+                    except ValueError:
+                        path_cell.value = scope["raw_path"][:PATH_SIZE]
+                    await app(scope, exchange.receive, exchange.send)
             except BaseException as raised:
                 error = raised
 
@@ -113,6 +133,9 @@ class Http1:
             if worker.access_log is not None:
                 self.log("complete" if not watch.reset else "peer gone")
             connection.exchange = None
+            if slot is not None:
+                whole_cell.value = NO_REQUEST
+                scope = None  # an idle connection holds nothing of the app's
             if admission is not None:
                 admission.release()
             if not exchange.keep_alive:
@@ -177,7 +200,10 @@ class Http1:
             await exchange.wire_flush()
             self.linger = self.engine.keep_alive or not self.engine.body_complete
         elif fault.status is not None and not exchange.response_started:
-            self.write_last_words(fault.status)
+            if connection.worker.development and fault.status == 500:
+                await self._write_traceback(exchange, fault)
+            else:
+                self.write_last_words(fault.status)
         else:
             self.truncate(exchange)
         outcome = "app error" if fault.status is not None else "peer gone"
@@ -208,9 +234,11 @@ class Http1:
         """Take the exchange off the books."""
         exchange = self.exchange
         if exchange is not None:
-            admission = self.connection.worker.admission
-            if exchange.admitted and admission is not None:
-                admission.release()
+            worker = self.connection.worker
+            if self.connection.slot is not None:
+                self.connection.slot.clear()
+            if exchange.admitted and worker.admission is not None:
+                worker.admission.release()
             self.connection.exchange = None
             # A task of the app that has outlived its request may still wait in receive().
             exchange.told_gone = True
@@ -239,6 +267,32 @@ class Http1:
         try:
             # A fresh response fits into an empty send buffer; a peer that has left it full will not read this either.
             self.connection.transport.send_nowait(data)
+        except OSError:
+            self.linger = False
+
+    async def _write_traceback(self, exchange: Http1Exchange, fault: Fault) -> None:
+        """Last words for the app's author, which may be more than the kernel takes at once."""
+        from trioserve.http.traceback_page import FIELDS, traceback_page
+
+        facts = exchange.describe()
+        worker = self.connection.worker
+        self.linger = True
+        exchange.queue.append(
+            minimal_response(
+                500,
+                worker.response_defaults.block(worker.clock()),
+                extra=FIELDS,
+                head_only=self.engine.method == "HEAD",
+                page=traceback_page(
+                    fault.error,
+                    ROWS[fault.row].meaning,
+                    f"{facts['method']} {facts['path']}",
+                    self.engine.headers,
+                ),
+            )
+        )
+        try:
+            await exchange.wire_flush()
         except OSError:
             self.linger = False
 

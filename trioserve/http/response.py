@@ -232,11 +232,21 @@ class DefaultFields:
         return date + (b"" if flags & HAS_SERVER else self._server) + self._alt
 
 
-def minimal_response(status: int, defaults: bytes, *, extra: bytes = b"", head_only: bool = False) -> bytes:
-    """A whole response of ours, which closes the connection: for refusals and for errors before a response."""
+def minimal_response(
+    status: int,
+    defaults: bytes,
+    *,
+    extra: bytes = b"",
+    head_only: bool = False,
+    page: tuple[bytes, bytes] | None = None,
+) -> bytes:
+    """A whole response of ours, which closes the connection: for refusals and for errors before a response.
+
+    Its body is the status in words, or `page`: a content type, and the body.
+    """
     phrase = http.HTTPStatus(status).phrase
-    body = f"{status} {phrase}\n".encode("ascii")
-    head = b"%b%bcontent-type: text/plain; charset=utf-8\r\ncontent-length: %d\r\n%bconnection: close\r\n\r\n" % (
-        _status_lines[status], defaults, len(body), extra,
+    kind, body = page or (b"text/plain; charset=utf-8", f"{status} {phrase}\n".encode("ascii"))
+    head = b"%b%bcontent-type: %b\r\ncontent-length: %d\r\n%bconnection: close\r\n\r\n" % (
+        _status_lines[status], defaults, kind, len(body), extra,
     )  # fmt: skip
     return head if head_only else head + body

@@ -72,6 +72,10 @@ class Listeners:
         found = path.lstat()
         self._files.append((path, found.st_dev, found.st_ino))
 
+    def forget_files(self) -> None:
+        """Leave the socket files to somebody else."""
+        self._files.clear()
+
     def borrow(self, sock: socket.socket) -> None:
         """Use a socket that belongs to the caller."""
         self._borrowed.add(id(sock))

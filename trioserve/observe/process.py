@@ -1,4 +1,4 @@
-"""What the process shows of itself to the machine: the pid file.
+"""What the process shows of itself to the machine: the pid file, and why it could not start.
 
 Used by `worker/command.py` around the life of a process. A process that is killed, or that the watchdog ends,
 leaves its file behind; the next one replaces it.
@@ -8,11 +8,25 @@ from __future__ import annotations
 
 import contextlib
 import os
+import sys
 import tempfile
+import traceback
 from collections.abc import Iterator
 from pathlib import Path
 
-from trioserve.errors import ConfigError
+from trioserve.errors import AppNotFound, ConfigError, LifespanFailed, TrioserveError, UsageError
+
+
+def explain(error: TrioserveError) -> None:
+    """Say on stderr why the process cannot go on: one message, and what the app raised if it was the app."""
+    cause = error.__cause__
+    if isinstance(error, AppNotFound | LifespanFailed) and cause is not None:
+        # What the app raised is what its author needs to see.
+        traceback.print_exception(cause, file=sys.stderr)
+    for line in str(error).splitlines():
+        print(f"trioserve: {line}", file=sys.stderr)
+    if isinstance(error, UsageError):
+        print("trioserve: try --help", file=sys.stderr)
 
 
 @contextlib.contextmanager

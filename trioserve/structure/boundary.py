@@ -26,6 +26,7 @@ import trio
 from trioserve import errors
 from trioserve.errors import LifespanDied
 from trioserve.structure.crash_report import RequestFacts, WorkerFacts, build_report, emit_report
+from trioserve.structure.drain import DrainState
 from trioserve.structure.error_tree import signature
 
 if TYPE_CHECKING:
@@ -109,6 +110,9 @@ class Boundary:
 
     Attributes:
         failure: the fault that ends this worker, or None; the first one wins, a worse one replaces it.
+        on_report: is given each crash report; None without a supervisor.
+        ask_replacement: asks the supervisor for a successor; False if the fault is to be contained. The worker serves
+            on meanwhile, until it is told to drain. None without a supervisor: then a tainted worker drains at once.
     """
 
     def __init__(self, worker: WorkerContext, contain: tuple[type[BaseException], ...] = (),
@@ -120,6 +124,7 @@ class Boundary:
         self._seen: dict[str, int] = {}
         self.failure: Fault | None = None
         self.on_report: Callable[[dict[str, Any]], None] | None = None
+        self.ask_replacement: Callable[[Fault], bool] | None = None
 
     # -- verdicts --------------------------------------------------------------------------------------------
 
@@ -151,6 +156,15 @@ class Boundary:
     def judge(self, row: str, error: BaseException) -> Fault:
         """Judge an event whose row the caller knows: the lifespan, a listener, an async generator."""
         return self._pronounce(row, error, None, None)
+
+    def pardon(self) -> None:
+        """The supervisor will not replace this worker for its taint: it serves on as if that had been contained."""
+        if self.failure is not None and self.failure.verdict is _R:
+            self._worker.error_log.warning(
+                "not replaced for %s: the same error has cost a worker before, or too many have",
+                self.failure.summary,
+            )
+            self.failure = None
 
     def _row_of_app_error(self, error: BaseException, exchange: Any) -> str:
         """The row of an ordinary exception that left the app, by its leaves and by the state of the response."""
@@ -201,6 +215,15 @@ class Boundary:
 
     def _end_worker(self, fault: Fault) -> None:
         severity = {_R: 0, _X: 1, _F: 2}
+        if fault.verdict is _R and self.ask_replacement is not None:
+            # Replacement first: it accepts until its successor does.
+            if (
+                self.failure is None
+                and self._worker.drain.state is DrainState.RUNNING
+                and self.ask_replacement(fault)
+            ):
+                self.failure = fault
+            return
         if self.failure is None or severity[fault.verdict] > severity[self.failure.verdict]:
             self.failure = fault
         meaning = ROWS[fault.row].meaning
@@ -227,8 +250,11 @@ class Boundary:
         if fault.row == "C2":
             log.debug("%s%s: %s", meaning, where, fault.summary)
             return
+        to_be_replaced = (
+            "draining, to be replaced" if self.ask_replacement is None else "asking to be replaced"
+        )
         consequence = {
-            _C: "serving on", _R: "draining, to be replaced", _F: "ending this worker", _X: "draining, then exit",
+            _C: "serving on", _R: to_be_replaced, _F: "ending this worker", _X: "draining, then exit",
         }[fault.verdict]  # fmt: skip
         log.error(
             "%s%s on connection %s; row %s, %s", meaning, where, connection.id if connection else "-", fault.row,

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextvars
 import itertools
 import math
+import time
 from collections.abc import Awaitable, Callable, MutableMapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
@@ -24,10 +25,15 @@ if TYPE_CHECKING:
     import logging
 
     from trioserve.net.hub import Hub
+    from trioserve.net.share_board import Share
     from trioserve.observe.access_log import AccessLog
     from trioserve.observe.blocking import LoopWatch
+    from trioserve.observe.in_flight import InFlightTable, Slot
     from trioserve.structure.admission import Admission
     from trioserve.structure.boundary import Boundary
+
+# A client that is busy sends its next request within milliseconds; past a second it is as idle as it may be for ever.
+LAST_REQUEST_PATIENCE = 1.0
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
@@ -121,9 +127,9 @@ class WorkerContext:
 
     __slots__ = (
         "access_log", "admission", "app", "base_context", "boundary", "clock", "config", "connections",
-        "counters", "deadlines", "debug_extension", "drain", "draining", "error_log", "flusher", "hub", "ids",
-        "limits", "loop_watch", "new_engine", "response_defaults", "room", "root_path", "started_at", "state",
-        "timeouts",
+        "counters", "deadlines", "debug_extension", "development", "drain", "draining", "error_log",
+        "flusher", "hub", "ids", "in_flight_table", "limits", "loop_watch", "new_engine",
+        "response_defaults", "room", "root_path", "share", "started_at", "state", "timeouts",
     )  # fmt: skip
 
     def __init__(self, app: ASGIApp, config: Any, hub: Hub, error_log: logging.Logger) -> None:
@@ -136,6 +142,8 @@ class WorkerContext:
         self.admission: Admission | None = None
         self.flusher: Any = None
         self.loop_watch: LoopWatch | None = None
+        self.in_flight_table: InFlightTable | None = None
+        self.share: Share | None = None
         self.new_engine: Callable[[], Any]
         self.limits = Limits.from_config(config)
         self.timeouts = Timeouts.from_config(config)
@@ -153,10 +161,13 @@ class WorkerContext:
         self.state: dict[str, Any] = {}
         self.root_path: str = config.root_path
         self.debug_extension = bool(config.debug_extension)
+        self.development = False  # the client is the app's author, who may see tracebacks
         self.response_defaults: Any = None
 
     def _note_draining(self) -> None:
         self.draining = not self.drain.delay  # otherwise `worker.py` says when
+        if self.share is not None:
+            self.share.note(None)
 
     @property
     def in_flight(self) -> int:
@@ -168,9 +179,21 @@ class WorkerContext:
         """How many requests have come, on open and on closed connections."""
         return self.counters.requests + sum(connection.requests for connection in self.connections)
 
+    def date_requests(self) -> None:
+        """With each heartbeat: note in the supervisor's table since when the requests in flight are there."""
+        ahead = time.monotonic() - self.clock()
+        for connection in self.connections:
+            if connection.slot is not None and connection.exchange is not None:
+                connection.slot.write_time(connection.exchange.started_at + ahead)
+
     def forget(self, connection: ConnectionContext) -> None:
         """A connection is closed: drop what the worker holds of it."""
         self.connections.discard(connection)
+        if connection.slot is not None and self.in_flight_table is not None:
+            self.in_flight_table.release(connection.slot)
+            connection.slot = None
+        if self.share is not None and not self.draining:
+            self.share.note(len(self.connections))
         self.counters.requests += connection.requests
         self.deadlines.disarm(connection)
         if self.room:
@@ -178,7 +201,13 @@ class WorkerContext:
 
 
 class RunningExchange(Protocol):
-    """What the connection, the logs and the boundary may ask of the exchange that is under way."""
+    """What the connection, the logs and the boundary may ask of the exchange that is under way.
+
+    Attributes:
+        started_at: when its head was whole (trio's clock).
+    """
+
+    started_at: float
 
     @property
     def response_started(self) -> bool:
@@ -209,12 +238,13 @@ class ConnectionContext:
         handler_phase, handler_deadline: what bounds the app while no other phase does: nothing, the request's own
             time-out, or the grace after the peer has gone.
         late: the phase that the reaper ended, or "".
+        slot: its place in the table of requests in flight, if there is one with room.
     """
 
     __slots__ = (
         "__weakref__", "accepted_at", "armed_at", "client", "deadline", "exchange", "handler_deadline",
-        "handler_phase", "id", "late", "phase", "requests", "scheme", "scope", "server", "task",
-        "transport", "worker",
+        "handler_phase", "id", "late", "phase", "requests", "scheme", "scope", "server", "slot",
+        "task", "transport", "worker",
     )  # fmt: skip
 
     def __init__(
@@ -230,6 +260,7 @@ class ConnectionContext:
         self.task: trio.lowlevel.Task
         self.scope: trio.CancelScope
         self.exchange: RunningExchange | None = None
+        self.slot: Slot | None = None
         self.requests = 0
         self.phase = "accepted"
         self.deadline = NEVER
@@ -238,6 +269,8 @@ class ConnectionContext:
         self.armed_at = NEVER
         self.late = ""
         worker.connections.add(self)
+        if worker.share is not None:
+            worker.share.note(len(worker.connections))
         transport.watch.on_hangup = self.peer_gone
 
     def __repr__(self) -> str:
@@ -247,7 +280,26 @@ class ConnectionContext:
     @property
     def idle(self) -> bool:
         """Waiting for the first byte of a request, so that a drain may close it."""
-        return self.phase in ("first_byte", "keep_alive")
+        return self.phase in ("first_byte", "keep_alive", "last_request")
+
+    def may_get_last_request(self) -> bool:
+        """In a drain: whether a request is likely to be on its way, so that closing now would lose it.
+
+        One that was opened or answered a moment ago is given `LAST_REQUEST_PATIENCE` from then, as a phase.
+        """
+        if self.phase == "last_request":
+            return True
+        keep_alive = self.worker.timeouts.keep_alive
+        if self.phase == "first_byte":
+            since = self.accepted_at
+        elif keep_alive != math.inf:
+            since = self.deadline - keep_alive
+        else:
+            return False  # nobody has noted when it became idle
+        if self.worker.clock() - since >= LAST_REQUEST_PATIENCE:
+            return False
+        self.start_phase("last_request", since + LAST_REQUEST_PATIENCE)
+        return True
 
     def start_phase(self, phase: str, deadline: float) -> None:
         """Enter a named wait that must be over by `deadline` (trio's clock)."""

@@ -150,6 +150,15 @@ def emit_report(report: dict[str, Any], crash_dir: str | None, stderr_fd: int = 
     return path
 
 
+def complete_report(report: dict[str, Any], crash_dir: str | None) -> None:
+    """Write a report again that was emitted before, in the place of its file; stderr has its line. Never raises."""
+    if crash_dir is not None:
+        try:
+            _write_file(Path(crash_dir), report, serialise(report))
+        except BaseException as problem:
+            _write_stderr(2, _explain(crash_dir, problem))
+
+
 def serialise(report: dict[str, Any]) -> bytes:
     """One line of JSON, at most `SIZE_LIMIT` bytes; what had to go for that is listed under "cut"."""
     line = _encode(report)

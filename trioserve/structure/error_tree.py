@@ -264,10 +264,13 @@ def _summarise(places: list[tuple[FrameType, int]]) -> list[dict[str, Any]]:
     ]
 
 
-@lru_cache(maxsize=1024)
 def _rank(code: CodeType) -> int:
+    return rank_of_file(code.co_filename)
+
+
+@lru_cache(maxsize=1024)
+def rank_of_file(filename: str) -> int:
     """2: the app's; 1: installed, and no framework we know; 0: the standard library's or a framework's."""
-    filename = code.co_filename
     if filename.startswith(("<frozen", _HERE)):
         return 0
     parts = Path(filename).parts

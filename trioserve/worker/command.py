@@ -12,10 +12,12 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import sys
 import threading
-import traceback
+from collections.abc import Callable, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from typing import Any
 
 import trio
@@ -26,17 +28,22 @@ from trioserve.errors import (
     EXIT_HARD_DRAIN,
     EXIT_OK,
     EXIT_SERVER_BUG,
-    LifespanFailed,
     LoopBlocked,
     TrioserveError,
 )
-from trioserve.observe.blocking import LAST_WORDS, call_within
-from trioserve.observe.process import pid_file
-from trioserve.structure.blocked_loop import requests_in_flight
+from trioserve.net.bind import Listeners
+from trioserve.net.share_board import Share
+from trioserve.observe.blocking import LAST_WORDS, Block, call_within
+from trioserve.observe.in_flight import InFlightTable
+from trioserve.observe.notify import run_watchdog
+from trioserve.observe.process import explain, pid_file
+from trioserve.structure.blocked_loop import BlockedLoop, requests_in_flight
 from trioserve.structure.boundary import FATAL_GRACE, ROWS, request_facts, worker_facts
 from trioserve.structure.context import ASGIApp, ConnectionContext
 from trioserve.structure.crash_report import RequestFacts, WorkerFacts, build_report, emit_report
 from trioserve.structure.drain import CLEANUP_SECONDS, HardExit
+from trioserve.worker.claim import Claim, claim_process
+from trioserve.worker.parent_link import ParentLink
 from trioserve.worker.worker import Worker, serve_worker
 
 # What a process that ends at once still gives its log writer, in seconds.
@@ -46,26 +53,51 @@ _SIGNALS = ("SIGTERM", "SIGINT", "SIGQUIT", "SIGUSR1", "SIGHUP")
 
 
 def run_command(config: Config, application: str) -> int:
-    """Load `application` and serve it; returns the process's exit code.
+    """Claim sockets and user, load `application` and serve it; returns the process's exit code.
 
     Raises:
+        BindError, ConfigError: a socket cannot be had, or root not be given up.
         AppNotFound: there is no such app.
     """
-    loaded = load_app(application, factory=config.factory)
-    return run_app(wrap_app(loaded.app, loaded.mode, config), config)
-
-
-def run_app(app: ASGIApp, config: Config) -> int:
-    """Serve an ASGI app in a `trio.run` of its own; returns the process's exit code. Problems go to stderr."""
-    process = _Process(config)
+    claim = claim_process(config)
     try:
-        with pid_file(config.pid_path):
+        loaded = load_app(application, factory=config.factory)
+        return run_app(wrap_app(loaded.app, loaded.mode, config), config, claim=claim)
+    finally:
+        claim.listeners.close()
+
+
+@dataclass(frozen=True, slots=True)
+class Supervised:
+    """What a worker process has of its supervisor.
+
+    Attributes:
+        link: the socketpair between them.
+        sockets: the listening sockets, inherited.
+        in_flight: the table that tells the supervisor what this process was doing when it was killed.
+        share: its part of the connections.
+        watch_abort: starts to wait, in a thread, for the order to report a blocked loop and end; takes who reports.
+    """
+
+    link: ParentLink
+    sockets: Sequence[socket.socket]
+    in_flight: InFlightTable
+    share: Share
+    watch_abort: Callable[[Callable[[], None]], None]
+
+
+def run_app(
+    app: ASGIApp, config: Config, supervised: Supervised | None = None, claim: Claim | None = None
+) -> int:
+    """Serve an ASGI app in a `trio.run` of its own; returns the process's exit code. Problems go to stderr."""
+    process = _Process(config, supervised)
+    try:
+        if supervised is None:
+            process.claim = claim = claim or claim_process(config)
+        with pid_file(None if supervised else config.pid_path):
             trio.run(process.main, app)
     except TrioserveError as error:
-        if isinstance(error, LifespanFailed) and error.__cause__ is not None:
-            # What the app raised is what its author needs to see.
-            traceback.print_exception(error.__cause__, file=sys.stderr)
-        print(f"trioserve: {error}", file=sys.stderr)
+        explain(error)
         return error.exit_code
     except KeyboardInterrupt:
         return 128 + signal.SIGINT
@@ -83,14 +115,30 @@ def run_app(app: ASGIApp, config: Config) -> int:
         return EXIT_SERVER_BUG
     finally:
         process.hard_exit.disarm()
+        if claim is not None:
+            claim.listeners.close()
     return process.exit_code()
+
+
+class _Started:
+    """As `trio.TaskStatus`: passes on that the worker accepts connections, and where."""
+
+    def __init__(self, announce: Callable[[list[str]], None]) -> None:
+        self._announce = announce
+
+    def started(self, addresses: list[str] | None = None) -> None:
+        """Called by the worker."""
+        self._announce(addresses or [])
 
 
 class _Process:
     """What a worker's process knows besides the worker."""
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: Config, supervised: Supervised | None) -> None:
         self._config = config
+        self._supervised = supervised
+        self.claim: Claim | None = None
+        self._blocked_loop: BlockedLoop | None = None
         self._worker: Worker | None = None
         self._root: trio.lowlevel.Task | None = None
         self._stops = 0
@@ -101,13 +149,26 @@ class _Process:
     async def main(self, app: ASGIApp) -> None:
         """The root of `trio.run`: the signal handler beside the worker."""
         wanted = [getattr(signal, name) for name in _SIGNALS if hasattr(signal, name)]
+        supervised = self._supervised
+        if supervised is not None:
+            wanted.remove(signal.SIGINT)  # a terminal's Ctrl-C goes to all: the supervisor says what it means
         failure: Exception | None = None
         with trio.open_signal_receiver(*wanted) as signals:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._handle_signals, signals, name="signals")
                 nursery.start_soon(self._notice_broken_trio, name="notice a broken trio")
+                if supervised is not None:
+                    nursery.start_soon(supervised.link.run, name="link to the supervisor")
+                if self.claim is not None:
+                    nursery.start_soon(run_watchdog, self.claim.notifier, lambda: True, name="watchdog")
                 try:
-                    await serve_worker(app, self._config, on_worker=self._adopt)
+                    await serve_worker(
+                        app,
+                        self._config,
+                        sockets=self._sockets(),
+                        task_status=_Started(self._announce),
+                        on_worker=self._adopt,
+                    )
                 except Exception as error:
                     failure = error  # out of this nursery it would come in a group, and lose its exit code
                 finally:
@@ -124,11 +185,36 @@ class _Process:
             if not self._ended and self._worker is not None:
                 self._worker.drain.begin("trio has failed", grace=FATAL_GRACE, fatal=True)
 
+    def _sockets(self) -> Listeners | Sequence[socket.socket] | None:
+        if self._supervised is not None:
+            return self._supervised.sockets
+        return None if self.claim is None else self.claim.listeners
+
+    def _announce(self, addresses: list[str]) -> None:
+        if self._supervised is not None:
+            self._supervised.share.note(0)
+            self._supervised.link.say_ready()
+        if self.claim is not None:
+            self.claim.notifier.ready(f"serving on {', '.join(addresses)}")
+
     def _adopt(self, worker: Worker) -> None:
         self._worker = worker
         worker.last_words = self._report_blocked_loop
         self._root = trio.lowlevel.current_root_task()
         worker.drain.on_begin(self._arm_hard_exit)
+        if (claim := self.claim) is not None:
+            claim.notifier.log = worker.logs.error
+            worker.drain.on_begin(lambda: claim.notifier.stopping(f"draining: {worker.drain.reason}"))
+            for remark in claim.remarks:
+                worker.logs.error.info("%s", remark)
+        if self._supervised is not None:
+            worker.supervised = True
+            worker.context.development = self._config.use_reloader
+            worker.context.in_flight_table = self._supervised.in_flight
+            worker.context.share = self._supervised.share
+            self._blocked_loop = BlockedLoop(worker.context, self._report_blocked_loop)
+            self._supervised.link.adopt(worker)
+            self._supervised.watch_abort(self._report_abort)
 
     def _arm_hard_exit(self) -> None:
         assert self._worker is not None
@@ -151,8 +237,10 @@ class _Process:
         name = signal.Signals(number).name
         if name == "SIGUSR1":
             worker.logs.reopen()
-        elif name == "SIGHUP":
+        elif name == "SIGHUP" and self._supervised is None:
             worker.logs.error.warning("SIGHUP ignored: reloading needs the supervisor; to stop, send SIGTERM")
+        elif name == "SIGHUP":
+            pass  # a terminal that closes tells all; a supervisor has been told as well
         elif name == "SIGQUIT":
             self._stops = max(self._stops, 1) + 1
             worker.drain.hurry(name)
@@ -198,6 +286,13 @@ class _Process:
         exchange = None if connection is None else connection.exchange
         request = request_facts(connection, exchange) if connection and exchange else None
         self._say_last_words("H1", error, request)
+
+    def _report_abort(self) -> None:
+        """The supervisor has heard nothing for too long."""
+        frame = sys._current_frames().get(threading.main_thread().ident or 0)
+        if frame is not None and self._blocked_loop is not None:
+            seconds = self._config.worker_timeout or 0.0
+            self._blocked_loop.say_last_words(self._blocked_loop.explain(Block(seconds, frame)))
 
     def _say_last_words(self, row: str, error: Exception, request: RequestFacts | None) -> None:
         """Report, then let the logs out. Of two watchdogs at once the second only waits, lest it cut the first."""

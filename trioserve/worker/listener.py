@@ -14,6 +14,7 @@ from collections.abc import Callable
 import trio
 
 from trioserve.net.bind import describe
+from trioserve.net.share_board import Share
 from trioserve.net.transport import Transport
 from trioserve.structure.context import Address, ConnectionContext, WorkerContext
 from trioserve.worker.connection import serve_connection
@@ -34,6 +35,9 @@ _ONLY_THIS_ONE = frozenset(
 # Pause when out of descriptors: connections wait in the kernel's queue meanwhile and none is lost; ranch and trio
 # take the same 100 ms. A connection that closes here ends the pause early.
 _CAPACITY_PAUSE = 0.1
+
+# What another worker gets to take a connection that is more its than ours: a few turns of a loop that is busy.
+_YIELD = 0.002
 
 # The longest queue that the kernel keeps for a socket of somebody else's making, by default (somaxconn, listen(2)).
 _QUEUE_MAX = 4096
@@ -75,8 +79,18 @@ class Listener:
             await trio.lowlevel.wait_readable(fd)
             await trio.lowlevel.checkpoint_if_cancelled()
             room = batch if limit is None else min(batch, limit - len(worker.connections))
+            if worker.share is not None:
+                room = min(room, await self._find_fair_room(worker.share))
             if not self.accept(room):
                 await self._wait_capacity()
+
+    async def _find_fair_room(self, share: Share) -> int:
+        """How many connections are ours to take; waits a moment if they are another worker's."""
+        room = share.room(len(self._worker.connections))
+        if room > 0:
+            return room
+        await trio.sleep(_YIELD)
+        return max(share.room(len(self._worker.connections)), share.room_after_yielding())
 
     def accept_last(self) -> None:
         """Accept all that the kernel has queued: whoever is left in the queue of a closed socket is reset.

@@ -6,6 +6,7 @@
        ├─ lifespan                 the app's startup and shutdown; its context is the template for requests
        ├─ hub, reaper, flusher
        ├─ trigger                  the caller's shutdown_trigger
+       ├─ exit when idle           where that is asked for
        └─ connections nursery      its deadline is set when draining
           ├─ listeners             own scope, cancelled first
           └─ a task per connection
@@ -42,6 +43,7 @@ from trioserve.structure.boundary import Boundary, is_scope_corruption
 from trioserve.structure.context import ASGIApp, WorkerContext
 from trioserve.structure.drain import CLEANUP_SECONDS, Drain, DrainState
 from trioserve.worker.async_generators import watch_async_generators
+from trioserve.worker.idle import drain_when_idle
 from trioserve.worker.listener import Listener
 
 
@@ -52,6 +54,9 @@ class Worker:
         context: the record handed to every task below.
         listeners: the bound sockets.
         trigger_error: what the caller's shutdown trigger raised, or None.
+        supervised: a supervisor says where it can be reached, and when there is too little to do for it.
+        last_words: what a process that is ours says before the watchdog ends it, its loop being blocked; to be set
+            by who owns the process, None where the watchdog may only warn.
     """
 
     def __init__(
@@ -62,6 +67,7 @@ class Worker:
         self.config = config
         self.trigger_error: Exception | None = None
         self.last_words: LastWords | None = None
+        self.supervised = False
         self._owns_process = owns_process
         served = serve_only(app, config.server_names) if config.server_names else app
         self.context = context = WorkerContext(served, config, open_hub(config.hub), logs.error)
@@ -168,12 +174,19 @@ class Worker:
             async with trio.open_nursery() as connections:
                 listeners = [Listener(context, sock, connections) for sock in self.listeners.sockets]
                 connections.start_soon(self._listen, listeners, name="listeners")
-                for address in self.listeners.addresses():
-                    self.logs.error.info("Running on %s (CTRL + C to quit)", address)
+                if not self.supervised:
+                    for address in self.listeners.addresses():
+                        self.logs.error.info("Running on %s (CTRL + C to quit)", address)
                 task_status.started(self.listeners.addresses())
                 self._watch_loop()
                 if shutdown_trigger is not None:
                     structure.start_soon(self._await_trigger, shutdown_trigger, name="shutdown trigger")
+                if (
+                    self._owns_process
+                    and not self.supervised
+                    and (seconds := self.config.exit_when_idle) is not None
+                ):
+                    structure.start_soon(drain_when_idle, context, seconds, name="exit when idle")
                 await self.drain.wait(DrainState.DRAINING)
                 # What cancels the connections must not cancel the steps of the end.
                 with trio.CancelScope(shield=True, deadline=_last_moment(self)):
@@ -299,7 +312,7 @@ async def serve_worker(
     app: ASGIApp,
     config: Config,
     *,
-    sockets: Iterable[socket.socket] | None = None,
+    sockets: Iterable[socket.socket] | Listeners | None = None,
     shutdown_trigger: Callable[..., Awaitable[object]] | None = None,
     task_status: trio.TaskStatus[list[str]] = trio.TASK_STATUS_IGNORED,
     on_worker: Callable[[Worker], None] | None = None,
@@ -310,7 +323,7 @@ async def serve_worker(
     Args:
         app: ASGI 3.
         config: validated.
-        sockets: bound sockets to use instead of `config.bind`.
+        sockets: bound sockets to use instead of `config.bind`; those of a `Listeners` become the worker's to close.
         shutdown_trigger: the worker drains when this returns.
         task_status: told the bound addresses once connections are accepted.
         library: the process is the caller's, so settings about processes are none of our business.
@@ -320,9 +333,12 @@ async def serve_worker(
         BindError, LifespanFailed: it could not start.
         trio.Cancelled: the caller's, after the drain.
     """
-    listeners = open_listeners(
-        config.bind, umask=config.umask, user=config.user, group=config.group, sockets=sockets
-    )  # fmt: skip
+    if isinstance(sockets, Listeners):
+        listeners = sockets
+    else:
+        listeners = open_listeners(
+            config.bind, umask=config.umask, user=config.user, group=config.group, sockets=sockets
+        )
     try:
         logs = setup_logs(config)
     except BaseException:

@@ -1,0 +1,301 @@
+"""The supervisor with real processes: workers come and go, and nobody who asks notices."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import trio
+
+from tests.e2e.load import Load
+from tests.e2e.process import PATIENCE, ServerProcess, run_to_end, serve_command, trioserve_command
+
+APP = "tests.e2e.apps:app"
+
+pytestmark = pytest.mark.slow
+
+
+@asynccontextmanager
+async def supervised(
+    *flags: str, workers: int | str = 2, app: str = APP, **options: Any
+) -> AsyncIterator[ServerProcess]:
+    async with serve_command(app, *flags, workers=workers, **options) as server:
+        yield server
+
+
+def children(pid: int) -> list[int]:
+    found: list[int] = []
+    for task in os.listdir(f"/proc/{pid}/task"):
+        found += map(int, Path(f"/proc/{pid}/task/{task}/children").read_text().split())
+    return sorted(found)
+
+
+async def until(condition: Any, what: str) -> None:
+    with trio.move_on_after(PATIENCE):
+        while not condition():
+            await trio.sleep(0.01)
+        return
+    raise AssertionError(f"not within {PATIENCE:g} s: {what}")
+
+
+async def answering(server: ServerProcess) -> int:
+    return int((await server.get("/pid")).body)
+
+
+# -- the parent ----------------------------------------------------------------------------------------------
+
+
+async def test_it_starts_as_many_workers_as_asked_and_stops_them_with_0() -> None:
+    async with supervised(workers=3) as server:
+        workers = children(server.pid)
+        assert len(workers) == 3
+        assert await answering(server) in workers
+        server.send_signal(signal.SIGTERM)
+        assert await server.wait() == 0
+        assert server.stdout.text.count("lifespan.shutdown") == 3
+    for pid in workers:
+        assert not Path(f"/proc/{pid}").exists()
+
+
+async def test_one_worker_is_supervised_and_0_serves_in_this_process() -> None:
+    async with supervised(workers=1) as server:
+        assert [await answering(server)] == children(server.pid)
+    async with supervised(workers=0) as server:
+        assert await answering(server) == server.pid
+        assert children(server.pid) == []
+
+
+async def test_an_idle_supervisor_sleeps() -> None:
+    def switches(pid: int) -> int:
+        found = 0
+        for task in Path(f"/proc/{pid}/task").iterdir():
+            status = (task / "status").read_text()
+            match = re.search(r"^voluntary_ctxt_switches:\s+(\d+)", status, re.MULTILINE)
+            assert match
+            found += int(match[1])
+        return found
+
+    async with supervised("--worker-timeout", "off") as server:
+        await answering(server)
+        # The first heartbeats still see that request; then there is one in ten seconds.
+        await trio.sleep(3)
+        before = switches(server.pid)
+        await trio.sleep(5)
+        assert switches(server.pid) - before <= 2 * 2  # two workers, each with two beats at the very most
+
+
+async def test_workers_inherit_the_sockets_from_3_on_and_nothing_else() -> None:
+    async with supervised(workers=1) as server:
+        (worker,) = children(server.pid)
+        kinds = {int(p.name): os.readlink(p) for p in Path(f"/proc/{worker}/fd").iterdir()}
+        assert kinds[3].startswith("socket:")
+        listening = {os.readlink(p) for p in Path(f"/proc/{server.pid}/fd").iterdir()} & set(kinds.values())
+        # Shared with the parent: the listening socket, standard streams, the table and the file for stacks.
+        assert kinds[3] in listening
+        assert sum(kind.startswith("socket:") for kind in listening) == 1
+
+
+# -- deaths --------------------------------------------------------------------------------------------------
+
+
+async def test_a_killed_worker_is_replaced_and_costs_only_what_it_had_in_flight() -> None:
+    async with supervised() as server:
+        load = Load(server.address, 16)
+        async with load.running():
+            for _ in range(4):
+                await load.wait_for(200)
+                victim = children(server.pid)[0]
+                os.kill(victim, signal.SIGKILL)
+                await until(
+                    lambda gone=victim: gone not in children(server.pid) and len(children(server.pid)) == 2,
+                    "a successor",
+                )
+        assert load.answered > 800
+        blameless = [failure for failure in load.failures if not failure.worker]
+        assert not [f for f in blameless if f.error.startswith("connect")], str(load)
+        # 16 connections, of which each kill can cost those that were with the victim.
+        assert len(load.failures) <= 4 * 16, str(load)
+        assert "killed" in server.stderr.text
+
+
+async def test_a_crash_loop_ends_the_supervisor_with_the_reason() -> None:
+    process = await run_to_end(
+        *trioserve_command("--bind", "127.0.0.1:0", "--workers", "2", "tests.e2e.dying:app")
+    )
+    assert process.returncode not in (0, None)
+    assert process.stdout.text.count("born") <= 10
+    assert "giving up" in process.stderr.text
+
+
+@pytest.mark.parametrize(
+    "app, code, text",
+    [
+        ("tests.e2e.nothing_there:app", 4, "there is no module"),
+        ("tests.e2e.dying:refuses_to_start", 3, "startup"),
+    ],
+)
+async def test_what_cannot_start_ends_at_once(app: str, code: int, text: str) -> None:
+    process = await run_to_end(*trioserve_command("--bind", "127.0.0.1:0", "--workers", "2", app))
+    assert process.returncode == code
+    assert text in process.stderr.text
+    assert process.stderr.text.count("started, generation") <= 2
+
+
+async def test_a_hung_worker_is_reported_ended_and_replaced(tmp_path: Path) -> None:
+    async with supervised(
+        "--worker-timeout", "2", "--block-kill", "off", "--crash-dir", str(tmp_path)
+    ) as server:
+        before = set(children(server.pid))
+        async with server.connect() as client:
+            await client.send(b"GET /block?60 HTTP/1.1\r\nHost: x\r\n\r\n")
+            await server.stderr.wait_for("no heartbeat for")
+            await until(lambda: len(set(children(server.pid)) - before) == 1, "a successor")
+            assert await answering(server)
+        await until(lambda: len(children(server.pid)) == 2, "the end of the hung one")
+        text = "".join(path.read_text() for path in tmp_path.iterdir())
+        assert "time.sleep" in text or "_block" in text
+        assert "/block" in text
+
+
+async def test_workers_drain_when_their_supervisor_is_killed() -> None:
+    async with supervised() as server:
+        workers = children(server.pid)
+        os.kill(server.pid, signal.SIGKILL)
+        await until(lambda: not any(is_running(pid) for pid in workers), "their end")
+        await server.wait()
+    assert server.stderr.text.count("the supervisor is gone") == 2
+
+
+def is_running(pid: int) -> bool:
+    try:
+        return ") Z" not in Path(f"/proc/{pid}/stat").read_text()
+    except OSError:
+        return False
+
+
+# -- an app that fails ---------------------------------------------------------------------------------------
+
+
+async def test_a_tainted_worker_serves_until_its_successor_is_ready() -> None:
+    async with supervised(workers=1) as server:
+        first = await answering(server)
+        load = Load(server.address, 8)
+        async with load.running():
+            await load.wait_for(50)
+            assert (await server.get("/raise")).status == 500
+            await server.stderr.wait_for("to be replaced after")
+            await until(lambda: children(server.pid) and first not in children(server.pid), "its end")
+            await load.wait_for(50)
+        assert not load.failures, str(load)
+        # The same error again costs no worker.
+        second = await answering(server)
+        await trio.sleep(1.1)  # a worker asks once a second
+        assert (await server.get("/raise")).status == 500
+        await server.stderr.wait_for("goes on after")
+        assert await answering(server) == second
+
+
+# -- orders --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("order", ["HUP", "USR2", "scale"])
+async def test_reloading_upgrading_and_scaling_lose_no_request(order: str, tmp_path: Path) -> None:
+    pid_file = tmp_path / "pid"
+    async with serve_command(APP, "--pid", str(pid_file), workers=2) as server:
+        load = Load(server.address, 32)
+        async with load.running():
+            for turn in range(3):
+                await load.wait_for(300)
+                parent = int(pid_file.read_text())
+                before = set(children(parent))
+                if order == "scale":
+                    os.kill(parent, signal.SIGTTIN if turn % 2 == 0 else signal.SIGTTOU)
+                    await until(lambda b=before, p=parent: set(children(p)) != b, "another number")
+                else:
+                    os.kill(parent, signal.Signals[f"SIG{order}"])
+                    await until(
+                        lambda b=before: (
+                            (now := int(pid_file.read_text() or 0))
+                            and len(set(children(now)) - b) >= 2
+                            and not set(children(now)) & b
+                        ),
+                        "a new generation",
+                    )
+                    if order == "USR2":
+                        await until(lambda p=parent: not is_running(p), "the end of the old supervisor")
+            await load.wait_for(300)
+        assert not load.failures, str(load)
+        final = int(pid_file.read_text())
+        if final != server.pid:
+            os.kill(final, signal.SIGTERM)
+            await until(lambda: not is_running(final), "the end of the last supervisor")
+
+
+async def test_a_reload_with_a_broken_app_leaves_the_old_one_serving(tmp_path: Path) -> None:
+    module = tmp_path / "changing.py"
+    module.write_text((Path(__file__).parent / "apps.py").read_text())
+    async with serve_command(str(module) + ":app", workers=2) as server:
+        before = children(server.pid)
+        module.write_text("this is no Python\n")
+        server.send_signal(signal.SIGHUP)
+        await server.stderr.wait_for("reload failed, serving on as before")
+        await until(lambda: children(server.pid) == before, "only the old workers")
+        assert await answering(server) in before
+
+
+async def test_a_reload_with_a_broken_configuration_leaves_everything(tmp_path: Path) -> None:
+    config = tmp_path / "server.toml"
+    config.write_text("keep_alive_timeout = 3\n")
+    async with supervised("-c", str(config)) as server:
+        before = children(server.pid)
+        config.write_text("keep_alive_tmeout = 3\n")
+        server.send_signal(signal.SIGHUP)
+        await server.stderr.wait_for("reload failed, serving on as before.*keep_alive_tmeout")
+        assert children(server.pid) == before
+        config.write_text("keep_alive_timeout = 4\n")
+        server.send_signal(signal.SIGHUP)
+        await server.stderr.wait_for("reloaded: generation")
+        assert not set(children(server.pid)) & set(before)
+
+
+async def test_an_upgrade_that_fails_leaves_the_old_program(tmp_path: Path) -> None:
+    config = tmp_path / "server.toml"
+    config.write_text("")
+    async with supervised("-c", str(config)) as server:
+        before = children(server.pid)
+        config.write_text("no_such_setting = 1\n")
+        server.send_signal(signal.SIGUSR2)
+        await server.stderr.wait_for("upgrade failed, serving on as before")
+        assert children(server.pid) == before
+        assert await answering(server) in before
+
+
+async def test_max_requests_recycles_one_worker_at_a_time_and_loses_nothing() -> None:
+    async with supervised("--max-requests", "200", "--max-requests-jitter", "50") as server:
+        first = children(server.pid)
+        load = Load(server.address, 8)
+        async with load.running():
+            await until(lambda: not set(children(server.pid)) & set(first), "two new workers")
+        assert not load.failures, str(load)
+        assert "it has served" in server.stderr.text
+
+
+# -- the end -------------------------------------------------------------------------------------------------
+
+
+async def test_signals_in_a_row_end_it_sooner() -> None:
+    async with supervised("--graceful-timeout", "60", workers=1) as server:
+        async with server.connect() as client:
+            await client.send(b"POST /hold HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\n\r\ndone")
+            await server.stdout.wait_for("holding")
+            server.send_signal(signal.SIGTERM)
+            await server.stderr.wait_for("draining 1 workers")
+            server.send_signal(signal.SIGTERM)
+            assert await server.wait() == 0
+        assert "held request ended by Cancelled" in server.stdout.text

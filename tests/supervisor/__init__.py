@@ -1,0 +1,1 @@
+"""Tests of trioserve/supervisor: the parent's decisions as tables, and its life with real processes."""

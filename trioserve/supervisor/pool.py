@@ -1,0 +1,525 @@
+"""The workers, and how many of them there are to be: kept alive, replaced, recycled, scaled, reloaded.
+
+`supervisor.py` makes one `WorkerPool` and runs it in its nursery: one task for each worker process, from its start to
+its exit status. All that happens to a worker (it is ready, tainted, too old, gone) is written down on it, and then
+`reconcile()` makes the numbers right: who is missing is started, who is leaving is drained as soon as there is one
+more than is wanted. So a successor is ready before its predecessor stops accepting, whatever the reason to replace it.
+
+Nothing polls: a task wakes when its worker speaks, stays silent for too long, or ends. Cancelling the pool leaves the
+processes to notice that their link has closed; `supervisor.py` stops them first.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+import trio
+
+from trioserve.config import Config
+from trioserve.errors import EXIT_HARD_DRAIN, EXIT_OK
+from trioserve.net.json_lines import BadMessage
+from trioserve.structure.drain import CLEANUP_SECONDS
+from trioserve.supervisor.exits import ExitDesk
+from trioserve.supervisor.machine import cgroup_memory_limit
+from trioserve.supervisor.recycling import RecyclingLimits, RecyclingPlan, rss_limit
+from trioserve.supervisor.restart_policy import GiveUp, Replace, RestartPolicy, WorkerExit
+from trioserve.supervisor.worker_process import Orders, WorkerProcess, WorkerState, start_worker
+
+_STARTING, _READY, _DRAINING, _GONE = WorkerState
+
+# What a process may take past its own deadlines before its parent ends it.
+_SLACK = 5.0
+
+# How long the last words of a process that has ended may take to be read, if something it started holds the link.
+_LAST_MESSAGES = 0.5
+
+RELOAD = "reload"
+
+
+@dataclass(slots=True)
+class Rollout:
+    """A change of generation under way: every worker of an older one is to be replaced.
+
+    Attributes:
+        previous: the orders to go back to if the first new worker does not become ready.
+        held: no worker was to be started before.
+        proven: one has become ready, so there is no going back.
+        error: why it failed, or "".
+        done: set when it is over, either way.
+    """
+
+    previous: Orders
+    held: bool
+    proven: bool = False
+    error: str = ""
+    done: trio.Event = field(default_factory=trio.Event)
+
+
+class WorkerPool:
+    """All workers of one supervisor.
+
+    Attributes:
+        orders: what the next worker is started with.
+        wanted: how many are to accept connections.
+        workers: those that have not ended, by id.
+        failure: why the whole is to end, or None.
+        stopping: no worker is started any more.
+        holding: no worker is started: the app is being imported once for all of them, or has failed and is to change.
+        patient: somebody is about to mend the app: instead of a failure, wait for the next `roll_out`.
+        killed: how many had to be ended, after `stop`, because they did not end in time.
+        most: how many there may come to be, where that follows the load.
+        busy_at: when a worker last had a request, as far as their heartbeats tell (trio's clock).
+        changed: called after each change, for status texts.
+    """
+
+    def __init__(
+        self, orders: Orders, wanted: int, policy: RestartPolicy, desk: ExitDesk, log: logging.Logger
+    ) -> None:
+        self.orders = orders
+        self.wanted = wanted
+        self.workers: dict[int, WorkerProcess] = {}
+        self.failure: GiveUp | None = None
+        self.stopping = False
+        self.holding = False
+        self.patient = False
+        self.killed = 0
+        self.most = 0
+        self.started = 0
+        self.restarts: dict[str, int] = {}
+        self.requests_gone = 0
+        self.busy_at = 0.0
+        self.rollout: Rollout | None = None
+        self.changed: Callable[[], None] = lambda: None
+        self.on_failure: Callable[[], None] = lambda: None
+        self._policy = policy
+        self._desk = desk
+        self._log = log
+        self._plans: dict[int, RecyclingPlan] = {}
+        self._postponed: list[float] = []  # when successors that have to wait may be started (trio's clock)
+        self._tainted: set[int] = set()  # workers whose replacement is decided, but may have to wait
+        self._warned: set[str] = set()
+        self._nursery: trio.Nursery
+        self._empty = trio.Event()
+        self._was_ready = trio.Event()
+        self._change = trio.Event()
+
+    def __repr__(self) -> str:
+        return f"<WorkerPool {len(self.ready())} of {self.wanted} ready, generation {self.orders.generation}>"
+
+    # -- the life --------------------------------------------------------------------------------------------
+
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Keep the workers alive until `stop` or a failure, and return when the last one has ended."""
+        async with trio.open_nursery() as nursery:
+            self._nursery = nursery
+            self.reconcile()
+            task_status.started()
+            await self._empty.wait()
+            nursery.cancel_scope.cancel(reason="all workers have ended")
+
+    async def wait_ready(self) -> None:
+        """Return once as many workers as wanted accept connections, for the first time."""
+        await self._was_ready.wait()
+
+    async def wait_change(self) -> None:
+        """Return once something has happened to a worker."""
+        await self._change.wait()
+
+    def ready(self) -> list[WorkerProcess]:
+        """The workers that accept connections, those that are to be replaced included."""
+        return [worker for worker in self.workers.values() if worker.state is _READY]
+
+    @property
+    def busy(self) -> bool:
+        """A worker has requests in flight, or is starting or ending."""
+        return any(w.state is not _READY or w.statistics.get("in_flight") for w in self.workers.values())
+
+    def reconcile(self) -> None:
+        """Start who is missing, drain who is leaving and no longer needed."""
+        self._change.set()
+        self._change = trio.Event()
+        if self.stopping:
+            if not self.workers:
+                self._empty.set()
+            return
+        self._mark_surplus()
+        self._start_missing()
+        excess = len(self.ready()) - self.wanted
+        for worker in list(self.workers.values()):
+            if worker.leaving and worker.state is _STARTING:
+                self._drain(worker)
+            elif worker.leaving and worker.state is _READY and excess > 0:
+                excess -= 1
+                self._drain(worker)
+        self._finish_rollout()
+        if len(self.ready()) >= self.wanted:
+            self._was_ready.set()
+        self.changed()
+
+    def _mark_surplus(self) -> None:
+        staying = [worker for worker in self.workers.values() if worker.is_staying]
+        # Who is not ready yet goes first, then the oldest: what is fresh stays.
+        staying.sort(key=lambda worker: (worker.state is _READY, worker.id))
+        for worker in staying[: max(0, len(staying) - self.wanted)]:
+            worker.leaving = "scaled down"
+
+    def _start_missing(self) -> None:
+        if self.holding:
+            return
+        now = trio.current_time()
+        self._postponed = [moment for moment in self._postponed if moment > now]
+        while True:
+            staying = sum(worker.is_staying for worker in self.workers.values())
+            missing = self.wanted - staying - len(self._postponed)
+            if missing <= 0:
+                return
+            starting = sum(
+                worker.is_staying and worker.state is _STARTING for worker in self.workers.values()
+            )
+            lost = self.wanted - starting - len(self.ready()) - len(self._postponed)
+            # Capacity that is lost comes back all at once; those that still serve are replaced one by one.
+            if lost <= 0 and starting:
+                return
+            if not self._start_worker():
+                return
+
+    def _start_worker(self) -> bool:
+        self.started += 1
+        place = self.orders.board.take_place({worker.place for worker in self.workers.values()})
+        try:
+            worker = start_worker(self.started, place, self.orders, trio.current_time())
+        except OSError as error:
+            # The machine is out of processes or descriptors: nothing that trying again at once would mend.
+            self._log.error("cannot start a worker: %s; trying again in %g s", error, _SLACK)
+            self._postpone(_SLACK)
+            return False
+        self.workers[worker.id] = worker
+        self._plans[worker.id] = RecyclingPlan(trio.current_time(), self._recycling_limits())
+        self._nursery.start_soon(
+            self._supervise, worker, self.orders, name=f"worker {worker.id} (pid {worker.pid})"
+        )
+        return True
+
+    def _recycling_limits(self) -> RecyclingLimits:
+        config = self.orders.config
+        memory = rss_limit(config.max_rss, cgroup_memory_limit(), max(self.wanted, self.most))
+        if memory.warning and memory.warning not in self._warned:
+            self._warned.add(memory.warning)
+            self._log.warning("%s", memory.warning)
+        return RecyclingLimits(
+            config.max_requests, config.max_requests_jitter, config.max_lifetime, memory.bytes
+        )
+
+    def _postpone(self, delay: float) -> None:
+        moment = trio.current_time() + delay
+        self._postponed.append(moment)
+        self._nursery.start_soon(self._reconcile_at, moment, name="postponed start")
+
+    async def _reconcile_at(self, moment: float) -> None:
+        await trio.sleep_until(moment)
+        self.reconcile()
+
+    # -- one worker ------------------------------------------------------------------------------------------
+
+    async def _supervise(self, worker: WorkerProcess, orders: Orders) -> None:
+        """From its start to its burial."""
+        self._log.info("worker %d (pid %d) started, generation %d", worker.id, worker.pid, worker.generation)
+        self._desk.note_start(worker)
+        heard = trio.Event()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._converse, worker, orders, heard, name=f"link to worker {worker.id}")
+            await worker.wait()
+            # What it said last is in the socket; but something that it has started may hold the other end.
+            with trio.move_on_after(_LAST_MESSAGES):
+                await heard.wait()
+            nursery.cancel_scope.cancel(reason="the worker has ended")
+        self._bury(worker)
+
+    async def _converse(self, worker: WorkerProcess, orders: Orders, heard: trio.Event) -> None:
+        try:
+            await worker.send_orders(orders)
+            while True:
+                with trio.move_on_after(self._patience(worker, orders.config)) as waiting:
+                    message = await worker.link.receive()
+                    if message is None:
+                        return
+                    self._note(worker, message)
+                if waiting.cancelled_caught:
+                    await self._end_hung(worker)
+                    return
+        except BadMessage as error:
+            self._log.error("worker %d sent what cannot be understood (%s); ending it", worker.id, error)
+            worker.kill("it sent what cannot be understood")
+        except (OSError, trio.ClosedResourceError):
+            return  # it is gone: its exit status will say why
+        finally:
+            heard.set()
+
+    def _patience(self, worker: WorkerProcess, config: Config) -> float:
+        """How long it may be silent: an import has no heartbeat, a serving loop has."""
+        if config.worker_timeout is None:
+            return math.inf
+        if worker.heartbeat_at is None:
+            return config.worker_timeout + config.startup_timeout
+        return config.worker_timeout
+
+    async def _end_hung(self, worker: WorkerProcess) -> None:
+        silent = trio.current_time() - (worker.heartbeat_at or worker.started_at)
+        reason = f"no heartbeat for {silent:.0f} s"
+        self._log.critical(
+            "worker %d (pid %d): %s; having it report, then ending it", worker.id, worker.pid, reason
+        )
+        worker.leaving = worker.leaving or reason
+        # It accepts nothing: its successor need not wait for its end.
+        worker.state = _DRAINING
+        self.reconcile()
+        await worker.end_hung(reason)
+
+    def _note(self, worker: WorkerProcess, message: dict[str, Any]) -> None:
+        """Something that a worker has said."""
+        now = trio.current_time()
+        match message.pop("is", None):
+            case "beat":
+                worker.heartbeat_at = now
+                if message.get("in_flight") or message.get("requests") != worker.statistics.get("requests"):
+                    self.busy_at = now
+                worker.statistics = message
+                self._recycle_if_due(worker, now)
+            case "ready":
+                worker.heartbeat_at = worker.ready_at = now
+                worker.statistics = message
+                if worker.state is _STARTING:
+                    worker.state = _READY
+                self.busy_at = max(self.busy_at, now)
+                self._policy.worker_ready(now)
+                self._log.info(
+                    "worker %d (pid %d) is ready, %.1f s after its start",
+                    worker.id,
+                    worker.pid,
+                    now - worker.started_at,
+                )
+                if self.rollout is not None and worker.generation == self.orders.generation:
+                    self.rollout.proven = True
+                self.reconcile()
+            case "tainted":
+                self._judge_taint(
+                    worker, now, str(message.get("signature", "")), str(message.get("summary", ""))
+                )
+            case "draining" if worker.state is _STARTING:
+                pass  # its startup has failed: what follows depends on how it ends
+            case "draining":
+                worker.leaving = worker.leaving or str(message.get("reason", ""))
+                if worker.state is _READY:  # by itself: a fatal error, or somebody's signal
+                    worker.state = _DRAINING
+                    self._nursery.start_soon(
+                        self._end_in_time, worker, None, name=f"end of worker {worker.id}"
+                    )
+                self.reconcile()
+            case "report":
+                report = message.get("report")
+                if isinstance(report, dict) and report.get("verdict") != "contain":
+                    worker.own_report = report
+            case other:
+                self._log.error("worker %d sent a message that is not known: %r", worker.id, other)
+
+    def _judge_taint(self, worker: WorkerProcess, now: float, signature: str, summary: str) -> None:
+        if worker.state is not _READY or worker.leaving or worker.id in self._tainted:
+            return  # it is being replaced anyway
+        verdict = self._policy.judge_taint(now, signature)
+        if isinstance(verdict, Replace):
+            self._log.warning("worker %d is to be replaced after %s: %s", worker.id, summary, verdict.reason)
+            self._tainted.add(worker.id)
+            self._nursery.start_soon(
+                self._replace_tainted, worker, summary, verdict.delay, name="replacement"
+            )
+            return
+        if verdict.first:
+            self._log.critical("degraded: %s", verdict.reason)
+        self._log.warning("worker %d goes on after %s: %s", worker.id, summary, verdict.reason)
+        worker.tell("contain")
+        worker.own_report = None  # it is not what will end it
+        self.changed()
+
+    async def _replace_tainted(self, worker: WorkerProcess, summary: str, delay: float) -> None:
+        await trio.sleep(delay)
+        if worker.is_staying:
+            self.replace([worker], f"tainted by {summary}")
+
+    def _recycle_if_due(self, worker: WorkerProcess, now: float) -> None:
+        if (
+            not worker.is_staying
+            or worker.state is not _READY
+            or any(w.leaving for w in self.workers.values())
+        ):
+            return  # one at a time; its next heartbeat asks again
+        statistics = worker.statistics
+        reason = self._plans[worker.id].due(
+            now, int(statistics.get("requests", 0)), int(statistics.get("rss", 0))
+        )
+        if reason is not None:
+            self._log.info("recycling worker %d: %s", worker.id, reason)
+            worker.leaving = reason
+            self.reconcile()
+
+    def _drain(self, worker: WorkerProcess, grace: float | None = None) -> None:
+        worker.drain(worker.leaving, grace)
+        self._nursery.start_soon(self._end_in_time, worker, grace, name=f"end of worker {worker.id}")
+
+    async def _end_in_time(self, worker: WorkerProcess, grace: float | None) -> None:
+        """A drain ends by itself, or by the worker's own hard exit; past all that it is ended from here."""
+        config = self.orders.config
+        limit = config.pre_drain_delay + (config.graceful_timeout if grace is None else grace)
+        limit += 2 * CLEANUP_SECONDS + config.shutdown_timeout + (config.hard_exit_after or 0.0) + _SLACK
+        with trio.move_on_after(limit):
+            await worker.gone.wait()
+            return
+        self._log.error(
+            "worker %d (pid %d) has not ended within %g s; ending it", worker.id, worker.pid, limit
+        )
+        self.killed += self.stopping
+        worker.kill(f"the drain took longer than {limit:g} s")
+
+    def _bury(self, worker: WorkerProcess) -> None:
+        """It has ended: say why, and decide about its successor."""
+        now = trio.current_time()
+        assert worker.status is not None
+        del self.workers[worker.id]
+        del self._plans[worker.id]
+        self._tainted.discard(worker.id)
+        self.requests_gone += int(worker.statistics.get("requests", 0))
+        kind = self._desk.note_end(worker, now)
+        self.restarts[kind] = self.restarts.get(kind, 0) + 1
+        self.orders.board.write(worker.place, None)
+        worker.close()
+        if not self.stopping and not self.holding and not self._abandon_rollout(worker):
+            was_ready = worker.ready_at is not None
+            planned = bool(worker.leaving and worker.asked.startswith(("drain", "hurry")))
+            for_cause = worker.asked.startswith("kill") or kind == "out of memory"
+            decision = self._policy.worker_exited(
+                now, WorkerExit(worker.status, was_ready, worker.lived(now), planned, for_cause)
+            )
+            if isinstance(decision, GiveUp):
+                self.give_up(decision)
+            elif decision.delay > 0 and sum(w.is_staying for w in self.workers.values()) < self.wanted:
+                self._log.warning("the next worker starts in %.1f s: %s", decision.delay, decision.reason)
+                self._postpone(decision.delay)
+        self.reconcile()
+
+    def give_up(self, decision: GiveUp) -> None:
+        """Have all of it end; or, in development, start nothing more before a change."""
+        if self.patient:
+            self._log.error("waiting for a file to change: %s", decision.reason)
+            self.holding = True
+            return
+        self._log.critical("giving up: %s", decision.reason)
+        self.failure = decision
+        self.on_failure()
+
+    # -- from outside ----------------------------------------------------------------------------------------
+
+    def scale(self, wanted: int) -> None:
+        """Have `wanted` workers from now on."""
+        self.wanted = wanted
+        self.reconcile()
+
+    def replace(self, workers: Iterable[WorkerProcess], reason: str) -> None:
+        """Replace these, each once its successor is ready."""
+        for worker in workers:
+            worker.leaving = worker.leaving or reason
+        self.reconcile()
+
+    def roll_out(self, orders: Orders) -> Rollout:
+        """Replace all workers by ones with new orders; if the first of them fails, everything stays as it was."""
+        self.rollout = Rollout(self.orders, self.holding)
+        self.holding = False
+        self.orders = orders
+        if self.patient:
+            self._policy.start_afresh()
+        self._postponed.clear()
+        self.replace(self.workers.values(), RELOAD)
+        return self.rollout
+
+    def _abandon_rollout(self, worker: WorkerProcess) -> bool:
+        """Go back to the old generation if it was the first of the new that has died; True if so."""
+        rollout = self.rollout
+        if rollout is None or rollout.proven or worker.generation != self.orders.generation:
+            return False
+        self._go_back(
+            rollout,
+            f"worker {worker.id} of the new generation ended with status {worker.status} before it was ready",
+        )
+        return True
+
+    def _go_back(self, rollout: Rollout, error: str) -> None:
+        rollout.error = error
+        self.rollout = None
+        self.orders = rollout.previous
+        self.holding = rollout.held
+        for other in self.workers.values():
+            if other.leaving == RELOAD and other.state is not _DRAINING:
+                other.leaving = ""
+            elif other.generation > self.orders.generation:
+                other.leaving = other.leaving or "its generation was abandoned"
+        rollout.done.set()
+
+    def supersede_rollout(self, reason: str) -> None:
+        """Another generation is to follow the one under way: let that take no longer than it must."""
+        if self.rollout is not None and not self.rollout.proven:
+            self._go_back(self.rollout, reason)
+            self.reconcile()
+        elif self.rollout is not None:
+            for worker in self.workers.values():
+                if worker.state is _DRAINING and not worker.asked.startswith("hurry"):
+                    worker.hurry(reason)
+
+    def _finish_rollout(self) -> None:
+        rollout = self.rollout
+        if rollout is None or not rollout.proven:
+            return
+        old = [worker for worker in self.workers.values() if worker.generation < self.orders.generation]
+        if not old and len(self.ready()) >= self.wanted:
+            self.rollout = None
+            rollout.done.set()
+
+    # -- the end ---------------------------------------------------------------------------------------------
+
+    def stop(self, reason: str) -> None:
+        """Drain them all; `run` returns when the last one has ended."""
+        self.stopping = True
+        if self.rollout is not None:
+            self.rollout.error = reason
+            self.rollout.done.set()
+        for worker in list(self.workers.values()):
+            worker.leaving = worker.leaving or reason
+            if worker.state is not _DRAINING:
+                self._drain(worker)
+                worker.asked = f"stop: {reason}"
+        self.reconcile()
+
+    def hurry(self, reason: str) -> None:
+        """Have them cancel what still runs."""
+        self.stop(reason)
+        for worker in self.workers.values():
+            worker.hurry(reason)
+
+    def kill(self, reason: str) -> None:
+        """End them at once."""
+        self.stop(reason)
+        for worker in self.workers.values():
+            worker.kill(reason)
+
+    def tell_all(self, order: str) -> None:
+        """Send one order to every worker."""
+        for worker in self.workers.values():
+            worker.tell(order)
+
+    @property
+    def exit_code(self) -> int:
+        """What the supervisor ends with."""
+        if self.failure is not None:
+            return self.failure.exit_code
+        return EXIT_HARD_DRAIN if self.killed else EXIT_OK

@@ -1,0 +1,132 @@
+"""The listening sockets of a supervisor: opened once, kept over reloads, handed on in an upgrade.
+
+`supervisor.py` owns one `SocketStore`; workers inherit what is in it. A socket is known by what `bind` called it, so a
+reload opens only what is new and closes only what is gone, and no queued connection is lost. Nothing here waits.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+from collections.abc import Iterable, Mapping, MutableMapping, Sequence
+from pathlib import Path
+
+from trioserve.config import Config
+from trioserve.errors import BindError
+from trioserve.net.bind import Listeners, open_listeners
+
+# What a supervisor finds in its environment that is to take over from another one: JSON, see `UpgradeOrders`.
+UPGRADE_VARIABLE = "TRIOSERVE__UPGRADE"
+
+# The key of sockets that the service manager has opened.
+ACTIVATED = "systemd"
+
+
+class SocketStore:
+    """Listening sockets by the address that asked for them."""
+
+    def __init__(self) -> None:
+        self._opened: dict[str, Listeners] = {}
+
+    def __repr__(self) -> str:
+        return f"<SocketStore {', '.join(self.addresses())}>"
+
+    @property
+    def sockets(self) -> list[socket.socket]:
+        """All of them, in the order of their binds."""
+        return [sock for listeners in self._opened.values() for sock in listeners.sockets]
+
+    @property
+    def is_activated(self) -> bool:
+        """The service manager has opened them, so what `bind` says does not count."""
+        return ACTIVATED in self._opened
+
+    def addresses(self) -> list[str]:
+        """Where they can be reached."""
+        return [address for listeners in self._opened.values() for address in listeners.addresses()]
+
+    def adopt(self, key: str, sockets: Iterable[socket.socket]) -> None:
+        """Take sockets that somebody else has opened; the file of a unix socket becomes ours to remove."""
+        # Opened by number, so that they close with this store.
+        listeners = open_listeners([f"fd://{sock.detach()}" for sock in sockets])
+        if key.startswith("unix:"):
+            listeners.add_file(Path(key[5:]))
+        self._opened[key] = listeners
+
+    def open(self, config: Config) -> dict[str, Listeners]:
+        """Open what `config` binds and is not open yet; returns what was opened, for `drop` if all comes to nothing.
+
+        Raises:
+            BindError: one cannot be had; what was opened before it is closed again.
+        """
+        opened: dict[str, Listeners] = {}
+        try:
+            for bind in dict.fromkeys(config.bind):
+                if bind not in self._opened:
+                    opened[bind] = open_listeners(
+                        [bind], umask=config.umask, user=config.user, group=config.group
+                    )
+        except BindError:
+            for listeners in opened.values():
+                listeners.close()
+            raise
+        self._opened.update(opened)
+        return opened
+
+    def drop(self, binds: Iterable[str]) -> None:
+        """Close these."""
+        for bind in list(binds):
+            listeners = self._opened.pop(bind, None)
+            if listeners is not None:
+                listeners.close()
+
+    def drop_others(self, binds: Sequence[str]) -> None:
+        """Close what is not among `binds` any more; what the service manager has opened stays."""
+        self.drop([bind for bind in self._opened if bind not in binds and bind != ACTIVATED])
+
+    def close(self) -> None:
+        """Close all of them and remove socket files."""
+        self.drop(list(self._opened))
+
+    def hand_over(self) -> None:
+        """A successor serves on them: close our copies, and leave the socket files to it."""
+        for listeners in self._opened.values():
+            listeners.forget_files()
+        self.close()
+
+    # -- an upgrade ------------------------------------------------------------------------------------------
+
+    def describe_for_upgrade(self, first: int) -> tuple[list[int], dict[str, list[int]]]:
+        """Descriptors to be inherited, and which numbers they will have from `first` on, by bind."""
+        descriptors: list[int] = []
+        numbers: dict[str, list[int]] = {}
+        for bind, listeners in self._opened.items():
+            numbers[bind] = [first + len(descriptors) + index for index in range(len(listeners.sockets))]
+            descriptors += [sock.fileno() for sock in listeners.sockets]
+        return descriptors, numbers
+
+    def take_over(self, numbers: Mapping[str, Sequence[int]]) -> None:
+        """Take what a predecessor has handed down."""
+        for bind, descriptors in numbers.items():
+            self.adopt(bind, [socket.socket(fileno=number) for number in descriptors])
+
+
+def take_upgrade(environ: MutableMapping[str, str]) -> tuple[dict[str, list[int]], int] | None:
+    """The sockets and the descriptor for "ready" that a predecessor hands down, or None; taken from `environ`."""
+    text = environ.pop(UPGRADE_VARIABLE, "")
+    if not text:
+        return None
+    try:
+        found = json.loads(text)
+        ready = int(found["ready"])
+        sockets = {
+            str(bind): [int(number) for number in numbers] for bind, numbers in found["sockets"].items()
+        }
+        os.fstat(ready)
+    except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
+        raise BindError(
+            f"{UPGRADE_VARIABLE} = {text!r:.200} is not what a supervisor hands to its successor ({error}); unset it"
+        ) from None
+    os.set_inheritable(ready, False)
+    return sockets, ready

@@ -1,0 +1,472 @@
+"""The supervisor: bind, start the workers, keep them alive, stop. The parent process is a trio program.
+
+Called by `cli.py`. Read this file first, then `pool.py` (how many workers there are), `worker_process.py` (one of
+them) and `restart_policy.py` (when one more is worth a try). The app is never imported here, so that no bug of it
+can take the parent along. Signals, in any order and number, do what `_SIGNALS` says.
+
+While nothing happens nothing runs: every task waits for a signal, a message, an exit, or a deadline.
+"""
+
+from __future__ import annotations
+
+import copy
+import logging
+import os
+import signal
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any
+
+import trio
+
+from trioserve.config import Config
+from trioserve.errors import EXIT_SERVER_BUG, TrioserveError
+from trioserve.net.activation import activated_sockets
+from trioserve.net.share_board import ShareBoard
+from trioserve.observe.logs import Logs, setup_logs
+from trioserve.observe.notify import NOTIFY_VARIABLES, Notifier, clean_environment, run_watchdog
+from trioserve.observe.privileges import drop_privileges
+from trioserve.observe.process import explain, pid_file
+from trioserve.supervisor.autoscale import Autoscaler
+from trioserve.supervisor.control import default_path, serve_control
+from trioserve.supervisor.exits import ExitDesk
+from trioserve.supervisor.machine import cpu_count, cpu_seconds
+from trioserve.supervisor.operations import Operations
+from trioserve.supervisor.pool import WorkerPool
+from trioserve.supervisor.preload import Preloads
+from trioserve.supervisor.reaper import become_subreaper, reap_orphans
+from trioserve.supervisor.reload import Reloader
+from trioserve.supervisor.restart_policy import GiveUp, RestartPolicy
+from trioserve.supervisor.sockets import ACTIVATED, SocketStore, take_upgrade
+from trioserve.supervisor.upgrade import Upgrade
+from trioserve.supervisor.worker_process import Orders
+from trioserve.worker.claim import chooses_by_number
+
+# Between two looks at the workers' CPU time, while the number of workers follows the load.
+_SCALE_INTERVAL = 1.0
+
+
+def run_supervisor(config: Config, application: str, reload_config: Callable[[], Config]) -> int:
+    """Serve `application` with worker processes; returns the process's exit code.
+
+    Args:
+        config: validated.
+        application: as on the command line; only workers import it.
+        reload_config: reads the configuration again, from the same flags, environment and file.
+
+    Raises:
+        BindError, ConfigError: it could not start.
+    """
+    upgrade = take_upgrade(os.environ)
+    store = SocketStore()
+    try:
+        _open_sockets(store, config, upgrade[0] if upgrade else None)
+        # From here on nobody is root: not the workers, and not who opens the files that they are to reopen.
+        drop_privileges(config.user, config.group)
+        supervisor = Supervisor(config, application, reload_config, store)
+        if upgrade is not None:
+            supervisor.predecessor = upgrade[1]
+        return supervisor.run_to_end()
+    finally:
+        store.close()
+
+
+def _open_sockets(store: SocketStore, config: Config, inherited: dict[str, list[int]] | None) -> None:
+    if inherited is not None:
+        store.take_over(inherited)
+        if ACTIVATED in inherited:
+            return
+    elif not chooses_by_number(config):
+        # As in a worker of its own (`worker/claim.py`): what the service manager passes replaces `bind`.
+        sockets = activated_sockets(os.environ, os.getpid())
+        if sockets:
+            store.adopt(ACTIVATED, sockets)
+            return
+    store.open(config)
+
+
+def _wanted_workers(workers: int | str) -> tuple[int, int]:
+    """The least and the most workers that a setting asks for."""
+    if workers == "auto":
+        return cpu_count(), cpu_count()
+    if isinstance(workers, int):
+        return workers, workers
+    low, _, high = workers.partition("..")
+    return int(low), int(high)
+
+
+class Supervisor:
+    """The parent of the workers.
+
+    Attributes:
+        pool: the workers.
+        config: in force; a reload replaces it.
+        store: the listening sockets.
+        predecessor: a descriptor to tell that we are ready to take over, or None.
+        state: "starting", "running", "draining".
+    """
+
+    def __init__(
+        self, config: Config, application: str, reload_config: Callable[[], Config], store: SocketStore
+    ) -> None:
+        self.config = config
+        self.application = application
+        self.store = store
+        self.predecessor: int | None = None
+        self.state = "starting"
+        self.logs = _open_logs(config)
+        self.log: logging.Logger = self.logs.error
+        self.board = ShareBoard.create()
+        self.environment = clean_environment(os.environ)
+        self.reloader = Reloader(self) if config.use_reloader else None
+        if self.reloader is not None:
+            # A .pyc belongs to its source by size and second: of two saves in a second it may be the wrong one.
+            self.environment = {**self.environment, "PYTHONDONTWRITEBYTECODE": "1"}
+        self.notifier = Notifier(os.environ, self.log)
+        self.pid = os.getpid()
+        self.started_at = 0.0
+        self.desk = ExitDesk(config.crash_dir, self.log)
+        self.policy = RestartPolicy()
+        low, high = _wanted_workers(config.workers)
+        self.autoscaler = Autoscaler(low, high) if high > low else None
+        self.pool = WorkerPool(self._orders(1), low, self.policy, self.desk, self.log)
+        self.pool.most = high
+        self.generation = 1
+        self._reload_config = reload_config
+        self._stops = 0
+        self._upgrade: Upgrade | None = None
+        self._replaced = False
+        self._reloading = trio.Lock()
+        self._reaping = False
+        self._preloads: Preloads
+        self._nursery: trio.Nursery
+
+    def run_to_end(self) -> int:
+        """`trio.run` and what comes before and after it; returns the exit code."""
+        try:
+            for level, advice in self.config.advice():
+                self.log.log(level, "%s", advice)
+            trio.run(self.run)
+        except TrioserveError as error:
+            explain(error)
+            return error.exit_code
+        except Exception:
+            self.log.critical("the supervisor has failed; its workers notice and drain", exc_info=True)
+            return EXIT_SERVER_BUG
+        finally:
+            self.board.close()
+            self.logs.close(2.0)
+        return self.pool.exit_code
+
+    async def run(self) -> None:
+        """The whole life."""
+        self.started_at = trio.current_time()
+        # Whoever reads the file may send signals at once: they must not find a process that does not expect them.
+        with trio.open_signal_receiver(*_SIGNALS) as signals, pid_file(self.config.pid_path):
+            async with trio.open_nursery() as nursery:
+                self._nursery = nursery
+                self.pool.on_failure = lambda: self.stop("giving up", failed=True)
+                self.pool.changed = self._tell_status
+                nursery.start_soon(self._handle_signals, signals, name="signals")
+                self._preloads = Preloads(nursery, self.log)
+                if os.getpid() == 1:
+                    self._reap_orphans()
+                if self.config.preload:
+                    self.pool.holding = True
+                    nursery.start_soon(self._preload_first, name="preload")
+                nursery.start_soon(self._serve_control, name="control")
+                nursery.start_soon(run_watchdog, self.notifier, self.is_healthy, name="systemd watchdog")
+                nursery.start_soon(self._announce, name="announce")
+                if self.config.exit_when_idle is not None:
+                    nursery.start_soon(self._stop_when_idle, self.config.exit_when_idle, name="idle")
+                if self.autoscaler is not None:
+                    nursery.start_soon(self._follow_load, self.autoscaler, name="autoscaler")
+                if self.reloader is not None:
+                    await nursery.start(self.reloader.run, name="reloader")
+                await self.pool.run()
+                nursery.cancel_scope.cancel(reason="all workers have ended")
+        self.log.info("stopped")
+
+    def is_healthy(self) -> bool:
+        """There is at least one worker that serves, or all are still starting or leaving."""
+        return bool(self.pool.ready()) or self.state != "running"
+
+    # -- the tasks beside the pool ---------------------------------------------------------------------------
+
+    async def _announce(self) -> None:
+        """Say where to find us once the workers accept connections."""
+        await self.pool.wait_ready()
+        for address in self.store.addresses():
+            self.log.info("Running on %s (CTRL + C to quit)", address)
+        if self.state == "starting":
+            self.state = "running"
+        if self.predecessor is not None:
+            with suppress(OSError):
+                os.write(self.predecessor, b"ready")
+            os.close(self.predecessor)
+            self.predecessor = None
+        self.notifier.ready(self._status_text())
+
+    async def _serve_control(self) -> None:
+        wish = self.config.control
+        path = default_path(self.pid) if wish == "auto" else wish
+        if path is not None and wish is not None:
+            if self.predecessor is not None and wish != "auto":
+                await _wait_gone(os.getppid())  # who still listens there
+            await serve_control(path, Operations(self), self.log)
+
+    async def _follow_load(self, autoscaler: Autoscaler) -> None:
+        """Scale with the workers' use of their CPUs; while all are idle their heartbeats are slow, and so is this."""
+        seconds: dict[int, float] = {}
+        looked_at = trio.current_time()
+        while True:
+            await trio.sleep(_SCALE_INTERVAL)
+            now = trio.current_time()
+            ready = self.pool.ready()
+            used = {worker.pid: cpu_seconds(worker.pid) for worker in ready}
+            shares = [(used[pid] - seconds[pid]) / (now - looked_at) for pid in used if pid in seconds]
+            seconds, looked_at = used, now
+            decision = autoscaler.decide(now, self.pool.wanted, shares)
+            if decision is not None and not self.pool.stopping:
+                self.log.info(
+                    "scaling from %d to %d workers: %s", self.pool.wanted, decision.workers, decision.reason
+                )
+                self.pool.scale(decision.workers)
+
+    async def _stop_when_idle(self, seconds: float) -> None:
+        """End when no worker has had a request for so long; the service manager keeps the socket, and starts us again.
+
+        Wakes when the workers speak, which they do the more seldom the less there is to do.
+        """
+        await self.pool.wait_ready()
+        while (left := self.pool.busy_at + seconds - trio.current_time()) > 0 or self.pool.busy:
+            with trio.move_on_after(max(left, 0.0) if not self.pool.busy else seconds):
+                await self.pool.wait_change()
+        self.stop(f"idle for {seconds:g} s")
+
+    def _tell_status(self) -> None:
+        if self.state == "running":
+            self.notifier.status(self._status_text())
+
+    def _status_text(self) -> str:
+        pool = self.pool
+        degraded = ", degraded" if self.policy.is_degraded(trio.current_time()) else ""
+        return f"{len(pool.ready())} of {pool.wanted} workers ready, generation {pool.orders.generation}{degraded}"
+
+    def _children(self) -> set[int]:
+        found = {worker.pid for worker in self.pool.workers.values()}
+        found |= self._preloads.pids()
+        return found | ({self._upgrade.pid} if self._upgrade is not None else set())
+
+    def _reap_orphans(self) -> None:
+        if not self._reaping:
+            self._reaping = True
+            self._nursery.start_soon(reap_orphans, lambda pid: pid in self._children(), name="orphans")
+
+    # -- signals ---------------------------------------------------------------------------------------------
+
+    async def _handle_signals(self, signals: Any) -> None:
+        async for number in signals:
+            _SIGNALS[number](self, signal.Signals(number).name)
+
+    def stop(self, reason: str, *, failed: bool = False) -> None:
+        """First: drain; again: cancel what still runs; a third time: end the workers at once."""
+        if not failed:
+            self._stops += 1
+        self.state = "draining"
+        if self._stops <= 1:
+            if not self._replaced:
+                self.notifier.stopping(f"draining: {reason}")
+            self.log.info("draining %d workers: %s", len(self.pool.workers), reason)
+            self.pool.stop(reason)
+        elif self._stops == 2:
+            self.log.warning("%s again: cancelling what still runs", reason)
+            self.pool.hurry(reason)
+        else:
+            self.log.warning("%s once more: ending the workers at once", reason)
+            self.pool.kill(reason)
+
+    def quit(self, reason: str) -> None:
+        """Cancel what runs, without a grace; again: end the workers at once."""
+        self._stops = max(self._stops, 1)
+        self.stop(reason)
+
+    def reopen_logs(self, _: str = "") -> None:
+        """After a rotation."""
+        self.logs.reopen()
+        self.pool.tell_all("reopen")
+
+    def more_workers(self, reason: str) -> None:
+        """One more."""
+        self.scale_to(self.pool.wanted + 1, reason)
+
+    def fewer_workers(self, reason: str) -> None:
+        """One fewer, but never none."""
+        self.scale_to(max(1, self.pool.wanted - 1), reason)
+
+    def scale_to(self, wanted: int, reason: str) -> None:
+        """Have this many workers."""
+        if self.pool.stopping or wanted == self.pool.wanted:
+            self.log.info("%s: staying at %d workers", reason, self.pool.wanted)
+            return
+        self.log.info("%s: from %d to %d workers", reason, self.pool.wanted, wanted)
+        self.pool.scale(wanted)
+
+    def request_reload(self, reason: str) -> None:
+        """Reload configuration and app, worker by worker."""
+        self._nursery.start_soon(self._reload_for_signal, reason, name="reload")
+
+    async def _reload_for_signal(self, reason: str) -> None:
+        await self.reload(reason)
+
+    async def reload(self, reason: str) -> str:
+        """Read the configuration again and replace all workers; returns what went wrong, or "".
+
+        A configuration that is wrong, or an app whose first worker does not become ready, leaves everything as it is.
+        """
+        async with self._reloading:
+            if self.pool.stopping:
+                return "the server is stopping"
+            self.log.info("reloading: %s", reason)
+            self.notifier.reloading()
+            error = await self._reload()
+            if error:
+                state = "serving on as before" if self.pool.workers else "waiting for the next change"
+                self.log.error("reload failed, %s: %s", state, error)
+            else:
+                self.log.info("reloaded: generation %d", self.pool.orders.generation)
+            self.notifier.ready(self._status_text())
+            return error
+
+    async def _reload(self) -> str:
+        before = self.config
+        try:
+            config = self._reload_config()
+            config.validate()
+            opened = {} if self.store.is_activated else self.store.open(config)
+        except TrioserveError as error:
+            return str(error)
+        except Exception as error:
+            return f"reading the configuration raised {type(error).__name__}: {error}"
+        self.config = config
+        self.generation += 1
+        failure = await self._roll_out(await self._prepared(self._orders(self.generation)))
+        self._preloads.keep(self.pool.orders)
+        if failure:
+            self.config = before
+            self.store.drop(opened)
+            return failure
+        if not self.store.is_activated:
+            self.store.drop_others(config.bind)
+        self._apply_workers(before, config)
+        return ""
+
+    async def _roll_out(self, orders: Orders | GiveUp) -> str:
+        if isinstance(orders, GiveUp):
+            return orders.reason
+        if self.pool.stopping:
+            return "the server is stopping"
+        rollout = self.pool.roll_out(orders)
+        await rollout.done.wait()
+        return rollout.error
+
+    def _apply_workers(self, before: Config, config: Config) -> None:
+        """A changed number of workers counts; one that was changed by hand since stays otherwise."""
+        if config.workers != before.workers and config.workers != 0:
+            low, high = _wanted_workers(config.workers)
+            self.scale_to(min(max(self.pool.wanted, low), high), "reload")
+
+    def upgrade(self, reason: str) -> None:
+        """Start a new supervisor from the code that is installed now, and leave once it is ready."""
+        if self._upgrade is not None or self.pool.stopping:
+            self.log.warning(
+                "%s ignored: %s", reason, "stopping" if self.pool.stopping else "an upgrade is under way"
+            )
+            return
+        self._nursery.start_soon(self._run_upgrade, reason, name="upgrade")
+
+    async def _run_upgrade(self, reason: str) -> None:
+        self.log.info("upgrading: %s", reason)
+        try:
+            self._upgrade = Upgrade(self.store, self._successor_environment())
+        except OSError as error:
+            self.log.error("upgrade failed, serving on as before: %s", error)
+            return
+        self.log.info("the new supervisor is pid %d", self._upgrade.pid)
+        error_text = await self._upgrade.wait_ready()
+        pid, self._upgrade = self._upgrade.pid, None
+        if error_text:
+            self.log.error("upgrade failed, serving on as before: %s", error_text)
+            return
+        self.log.info("the new supervisor (pid %d) is ready", pid)
+        self.notifier.main_pid(pid)
+        self.store.hand_over()
+        self._replaced = True  # the service does not stop
+        self.stop(f"replaced by pid {pid}")
+
+    def _successor_environment(self) -> dict[str, str]:
+        """Ours, but the service manager's variables are for who is its main process by then."""
+        ours = {name: value for name, value in os.environ.items() if name not in NOTIFY_VARIABLES}
+        return {**ours, **self.notifier.successor_environment()}
+
+    # -- what workers are started with -----------------------------------------------------------------------
+
+    def _orders(self, generation: int) -> Orders:
+        return Orders(
+            self.application, self.config, generation, self.store.sockets, self.board, self.environment
+        )
+
+    async def _prepared(self, orders: Orders) -> Orders | GiveUp:
+        """The orders once workers can be started with them: where the app is preloaded, it is loaded then."""
+        if not orders.config.preload:
+            return orders
+        try:
+            become_subreaper()
+        except OSError as error:
+            self.log.warning("no preloading: %s; workers are started by exec", error)
+            return orders
+        self._reap_orphans()
+        return await self._preloads.prepare(orders)
+
+    async def _preload_first(self) -> None:
+        """Let the pool start workers once the app is loaded; nobody reloads before."""
+        async with self._reloading:
+            orders = await self._prepared(self.pool.orders)
+            if self.pool.stopping:
+                return
+            self.pool.holding = False
+            if isinstance(orders, GiveUp):
+                self.pool.give_up(orders)
+            else:
+                self.pool.orders = orders
+                self.pool.reconcile()
+
+
+# What each signal does to a supervisor.
+_SIGNALS: dict[int, Callable[[Supervisor, str], None]] = {
+    signal.SIGTERM: Supervisor.stop,
+    signal.SIGINT: Supervisor.stop,
+    signal.SIGQUIT: Supervisor.quit,
+    signal.SIGHUP: Supervisor.request_reload,
+    signal.SIGUSR1: Supervisor.reopen_logs,
+    signal.SIGUSR2: Supervisor.upgrade,
+    signal.SIGTTIN: Supervisor.more_workers,
+    signal.SIGTTOU: Supervisor.fewer_workers,
+}
+
+
+async def _wait_gone(pid: int) -> None:
+    with suppress(ProcessLookupError):
+        descriptor = os.pidfd_open(pid)
+        try:
+            await trio.lowlevel.wait_readable(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def _open_logs(config: Config) -> Logs:
+    """The error log only: requests are the workers' to log."""
+    ours = copy.copy(config)
+    for name in ("accesslog", "statsd_host"):
+        object.__setattr__(ours, name, None)
+    return setup_logs(ours)

@@ -1,0 +1,308 @@
+"""One worker as its parent sees it: started, told what to do over a socketpair, watched until it is gone.
+
+Made by `pool.py`, one for each process (`start_worker`): by exec, or forked by a process that has the app loaded
+(`preload.py`). What the child inherits, by exec from descriptor 3 on: the listening sockets in their order
+(sd_listen_fds(3) numbers them so), then its end of the socketpair, the table of its requests, a file for last stacks,
+a pipe that ends it when its loop no longer listens, and the board on which all workers note their connections.
+Everything else it is told in one line of JSON.
+
+Nothing here waits but `wait()`, `receive()` and `end_hung()`; cancelling them leaves the process as it is.
+"""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import enum
+import fcntl
+import os
+import pickle
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import trio
+
+from trioserve.config import Config
+from trioserve.errors import ConfigError
+from trioserve.net.json_lines import JsonLines
+from trioserve.net.share_board import ShareBoard
+from trioserve.observe.in_flight import InFlightTable
+from trioserve.worker.parent_link import LINK_VARIABLE, MESSAGE_LIMIT
+
+# Where descriptors wait to be moved to 3 and up: above all of these, so that no move destroys another's source.
+_PARKED = 200
+
+# What a hung worker gets to write its report, and then to die of a signal that dumps its stacks.
+_LAST_WORDS = 4.0
+_LAST_STACKS = 1.0
+
+_STACKS_LIMIT = 64 * 1024
+
+
+class WorkerState(enum.Enum):
+    """How far a worker is in its life."""
+
+    #: importing the app, or in its lifespan startup
+    STARTING = "starting"
+    #: accepting connections
+    READY = "ready"
+    #: accepting no more, finishing what it has
+    DRAINING = "draining"
+    #: ended, and its status read
+    GONE = "gone"
+
+
+@dataclass(frozen=True, slots=True)
+class Orders:
+    """What every worker of one generation is started with."""
+
+    application: str
+    config: Config
+    generation: int
+    sockets: Sequence[socket.socket]
+    board: ShareBoard
+    environment: Mapping[str, str] = field(default_factory=dict)
+    #: Makes a process that has the app loaded and these descriptors, and returns its pid; None: workers are exec'd.
+    fork: Callable[[Sequence[int]], int] | None = None
+
+
+class ForkRefused(Exception):
+    """`Orders.fork` has made no process, or none that is known: the descriptors may be held by one that comes late."""
+
+
+class WorkerProcess:
+    """One child process.
+
+    Attributes:
+        id: counts the workers of this supervisor from 1.
+        place: its own on the board of connections, as long as it lives.
+        state: its `WorkerState`.
+        leaving: why it is to be replaced or given up, or ""; it goes on accepting until it is told to drain.
+        asked: what the supervisor has asked it to do last ("", "drain: ...", "kill: ..."), for the exit report.
+        statistics: the last heartbeat.
+        own_report: the crash report it has sent, or None.
+    """
+
+    def __init__(self, number: int, place: int, orders: Orders, now: float) -> None:
+        self.id = number
+        self.place = place
+        self.generation = orders.generation
+        self.state = WorkerState.STARTING
+        self.leaving = ""
+        self.asked = ""
+        self.started_at = now
+        self.ready_at: float | None = None
+        self.heartbeat_at: float | None = None
+        self.statistics: dict[str, Any] = {}
+        self.own_report: dict[str, Any] | None = None
+        self.status: int | None = None
+        self.gone = trio.Event()
+        self._table = InFlightTable.create()
+        self._stacks = os.memfd_create("trioserve-stacks")
+        ours, theirs = socket.socketpair()
+        ours.setblocking(False)
+        # A worker that ends at once cannot wait until its report has been read.
+        theirs.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, MESSAGE_LIMIT)
+        self._abort_read, self._abort_write = os.pipe()
+        try:
+            inherited = [*(sock.fileno() for sock in orders.sockets), theirs.fileno(), self._table.fd]
+            inherited += [self._stacks, self._abort_read, orders.board.fd]
+            self.pid = _spawn(orders, inherited) if orders.fork is None else orders.fork(inherited)
+        except BaseException:
+            ours.close()
+            self._release()
+            raise
+        finally:
+            theirs.close()
+            os.close(self._abort_read)
+        self._pidfd = os.pidfd_open(self.pid)
+        self.link = JsonLines(ours, limit=MESSAGE_LIMIT)
+
+    def __repr__(self) -> str:
+        return f"<WorkerProcess {self.id} pid={self.pid} {self.state.value}>"
+
+    @property
+    def is_staying(self) -> bool:
+        """It counts towards the workers that are wanted."""
+        return not self.leaving and self.state in (WorkerState.STARTING, WorkerState.READY)
+
+    def lived(self, now: float) -> float:
+        """Seconds since it became ready; since its start if it never did."""
+        return now - (self.started_at if self.ready_at is None else self.ready_at)
+
+    # -- what it is told -------------------------------------------------------------------------------------
+
+    async def send_orders(self, orders: Orders) -> None:
+        """The first line: all that it needs to know."""
+        await self.link.send(
+            {
+                "application": orders.application,
+                "settings": packed(orders.config),
+                "listeners": len(orders.sockets),
+                "worker": self.id,
+                "place": self.place,
+                "generation": self.generation,
+            }
+        )
+
+    def tell(self, order: str, **details: Any) -> bool:
+        """Send one order; False if the worker is not reading, or gone."""
+        try:
+            return self.link.send_nowait({"do": order, **details})
+        except (OSError, trio.ClosedResourceError):
+            return False
+
+    def drain(self, reason: str, grace: float | None = None) -> None:
+        """Have it finish what it has and exit; one that still starts has nothing to finish."""
+        self.asked = f"drain: {reason}"
+        if self.state is WorkerState.STARTING or not self.tell("drain", reason=reason, grace=grace):
+            self.send_signal(signal.SIGTERM)
+        self.state = WorkerState.DRAINING
+
+    def hurry(self, reason: str) -> None:
+        """Have it cancel what still runs."""
+        self.asked = f"hurry: {reason}"
+        self.state = WorkerState.DRAINING
+        if not self.tell("hurry", reason=reason):
+            self.send_signal(signal.SIGQUIT)
+
+    def kill(self, reason: str) -> None:
+        """End it at once."""
+        self.asked = f"kill: {reason}"
+        self.send_signal(signal.SIGKILL)
+
+    def send_signal(self, number: signal.Signals) -> None:
+        """Signal this process and no other that may have got its number since."""
+        with contextlib.suppress(ProcessLookupError):
+            signal.pidfd_send_signal(self._pidfd, number)
+
+    async def end_hung(self, reason: str) -> None:
+        """Its loop does not answer: let a thread of it report, then a signal handler in C, then end it."""
+        self.asked = f"kill: {reason}"
+        with contextlib.suppress(OSError):
+            os.write(self._abort_write, b"!")
+        with trio.move_on_after(_LAST_WORDS):
+            await self.gone.wait()
+            return
+        # No thread of it gets to run: only faulthandler, which needs no interpreter, can still tell where it is.
+        self.send_signal(signal.SIGABRT)
+        with trio.move_on_after(_LAST_STACKS):
+            await self.gone.wait()
+            return
+        self.send_signal(signal.SIGKILL)
+
+    # -- what it says ----------------------------------------------------------------------------------------
+
+    async def wait(self) -> int:
+        """Return its exit code, or minus the number of the signal that ended it."""
+        while self.status is None:
+            await trio.lowlevel.wait_readable(self._pidfd)
+            if self.status is None:
+                self.status = read_status(self.pid)
+        return self.status
+
+    def requests_in_flight(self) -> list[Any]:
+        """The requests it is (or was, when it died) busy with."""
+        return self._table.read()
+
+    def last_stacks(self) -> str:
+        """What faulthandler wrote when it was ended by a signal, cut."""
+        with contextlib.suppress(OSError):
+            return os.pread(self._stacks, _STACKS_LIMIT, 0).decode("utf-8", "replace")
+        return ""
+
+    def close(self) -> None:
+        """Give back its descriptors; it is gone."""
+        self.state = WorkerState.GONE
+        self.link.close()
+        os.close(self._pidfd)
+        self._release()
+        self.gone.set()
+
+    def _release(self) -> None:
+        self._table.close()
+        os.close(self._stacks)
+        os.close(self._abort_write)
+
+
+def start_worker(number: int, place: int, orders: Orders, now: float) -> WorkerProcess:
+    """One more worker: forked, if the orders say how and it works, by exec otherwise.
+
+    Raises:
+        OSError: the machine is out of processes or descriptors.
+    """
+    if orders.fork is not None:
+        with contextlib.suppress(ForkRefused):
+            return WorkerProcess(number, place, orders, now)
+    # With descriptors of its own: a process that comes late finds that nobody is at the other end, and ends.
+    return WorkerProcess(number, place, replace(orders, fork=None), now)
+
+
+def _spawn(orders: Orders, inherited: Sequence[int]) -> int:
+    """Start a worker with `inherited` as its descriptors 3, 4, ..."""
+    return spawn_python("trioserve.worker", orders.environment, inherited, 3 + len(orders.sockets))
+
+
+def spawn_python(module: str, environment: Mapping[str, str], inherited: Sequence[int], link: int) -> int:
+    """Run a module of ours with `inherited` as descriptors 3, 4, ..., of which `link` is the one to its parent.
+
+    Never forks (posix_spawn(3)); returns the process id.
+    """
+    parked = [fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, _PARKED) for fd in inherited]
+    try:
+        moves = [(os.POSIX_SPAWN_DUP2, fd, 3 + index) for index, fd in enumerate(parked)]
+        return os.posix_spawn(
+            sys.executable,
+            [sys.executable, *interpreter_flags(), "-m", module],
+            {**environment, LINK_VARIABLE: str(link), "PYTHONPATH": _python_path(environment)},
+            file_actions=moves,
+            # Whatever this process ignores or blocks is its own affair.
+            setsigmask=(),
+            setsigdef=(signal.SIGPIPE, signal.SIGTERM, signal.SIGINT, signal.SIGQUIT, signal.SIGHUP),
+        )
+    finally:
+        for fd in parked:
+            os.close(fd)
+
+
+def read_status(pid: int) -> int:
+    """The exit code of a child that has ended, or minus the number of the signal that ended it."""
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+
+def interpreter_flags() -> list[str]:
+    """-W, -X, -O and so on, as this interpreter was given them."""
+    return list(subprocess._args_from_interpreter_flags())  # type: ignore[attr-defined]
+
+
+def _python_path(environment: Mapping[str, str]) -> str:
+    """Where the child finds this very trioserve, even if it was not installed."""
+    home = str(Path(__file__).resolve().parents[2])
+    before = environment.get("PYTHONPATH", "")
+    return before if home in before.split(os.pathsep) else os.pathsep.join(filter(None, [before, home]))
+
+
+def packed(config: Config) -> str:
+    """The settings that are not at their defaults, with their sources, as text.
+
+    Pickled, since a Python file may set loggers and exception classes; it is our own child that reads it.
+    """
+    found = config.given()
+    try:
+        return base64.b85encode(pickle.dumps(found)).decode("ascii")
+    except Exception:
+        for name, (value, source) in found.items():
+            try:
+                pickle.dumps(value)
+            except Exception as error:
+                raise ConfigError(
+                    f"{source.place(name)}: a {type(value).__name__} cannot be handed to worker processes ({error}); "
+                    "define it in a module that they can import, or serve with --workers 0"
+                ) from None
+        raise

@@ -1,0 +1,90 @@
+"""What a process takes before it imports anything of the app: its sockets, its user, its service manager.
+
+    sockets     those that systemd passes, or those that `bind` names
+    user        root is given up once the sockets are bound: the app is imported, and every file opened, without it
+    notifier    how the service manager is told
+
+Called by `worker/command.py` for a process that owns itself. Nothing here waits.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import MutableMapping
+from dataclasses import dataclass, field
+
+from trioserve.config import Config
+from trioserve.config.provenance import Origin
+from trioserve.net.activation import ACTIVATION_VARIABLES, activated_sockets
+from trioserve.net.bind import Listeners, describe, open_listeners
+from trioserve.observe.notify import NOTIFY_VARIABLES, Notifier
+from trioserve.observe.privileges import drop_privileges
+
+
+@dataclass(slots=True)
+class Claim:
+    """What a process has taken.
+
+    Attributes:
+        listeners: its sockets, bound but not listening where they are its own.
+        notifier: to the service manager.
+        remarks: what the error log should say of this, once there is one.
+    """
+
+    listeners: Listeners
+    notifier: Notifier
+    remarks: list[str] = field(default_factory=list)
+
+
+def claim_process(config: Config, environ: MutableMapping[str, str] = os.environ) -> Claim:
+    """Take all of it, once, before the app is imported.
+
+    Raises:
+        BindError: a socket cannot be had.
+        ConfigError: the process may not become `user` or `group`.
+    """
+    listeners, remarks = open_process_sockets(config, environ)
+    try:
+        if drop_privileges(config.user, config.group):
+            remarks.append(f"no longer root: running as user {os.getuid()}, group {os.getgid()}")
+        # Its log is the worker's as soon as there is one.
+        notifier = Notifier(environ, logging.getLogger(__name__))
+        for name in (*NOTIFY_VARIABLES, *ACTIVATION_VARIABLES):
+            environ.pop(name, None)  # not for the app's own children
+    except BaseException:
+        listeners.close()
+        raise
+    return Claim(listeners, notifier, remarks)
+
+
+def open_process_sockets(
+    config: Config, environ: MutableMapping[str, str] = os.environ
+) -> tuple[Listeners, list[str]]:
+    """The sockets that systemd passes instead of those that `bind` names; and remarks for the log.
+
+    As in gunicorn, what is passed replaces `bind`: one configuration then serves on a developer's machine and under
+    a socket unit that has taken the same port.
+
+    Raises:
+        BindError: a socket cannot be had.
+    """
+    activated = [] if chooses_by_number(config) else activated_sockets(environ, os.getpid())
+    if not activated:
+        opened = open_listeners(config.bind, umask=config.umask, user=config.user, group=config.group)
+        return opened, []
+    names = ", ".join(f"{sock.name} ({describe(sock)})" for sock in activated)
+    remarks = [f"socket activation: {names}"]
+    # From here on they are as other inherited descriptors: this process's to close, with nothing to remove.
+    listeners = open_listeners([f"fd://{sock.detach()}" for sock in activated])
+    source = config.source_of("bind")
+    if source.origin is not Origin.DEFAULT:
+        remarks.append(
+            f"{source.place('bind')} = {', '.join(config.bind)} is not used: the sockets above replace it"
+        )
+    return listeners, remarks
+
+
+def chooses_by_number(config: Config) -> bool:
+    """Whether `bind` says with `fd://` which descriptors it wants: it is taken at its word then, and nothing else."""
+    return any(bind.startswith("fd://") for bind in config.bind)
