@@ -20,7 +20,7 @@ import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from queue import Queue
+from queue import Empty, Queue
 from threading import Thread
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -48,6 +48,7 @@ class Server:
         self._process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd=REPOSITORY)
         self._lines: Queue[tuple[float, str]] = Queue()
         Thread(target=self._read, daemon=True).start()
+        self._text = ""
         self.workers: list[int] = []
         self.url = self.wait_for(r"Running on (\S+)")[1]
 
@@ -59,12 +60,19 @@ class Server:
         assert self._process.stderr is not None
         for line in self._process.stderr:
             self._lines.put((time.perf_counter(), line))
+        self._lines.put((time.perf_counter(), ""))
 
     def wait_for(self, pattern: str) -> tuple[float, str]:
         """When a line came that matches, and its first group; notes workers on the way."""
         deadline = time.monotonic() + _PATIENCE
         while True:
-            moment, line = self._lines.get(timeout=max(0.0, deadline - time.monotonic()))
+            try:
+                moment, line = self._lines.get(timeout=max(0.0, deadline - time.monotonic()))
+            except Empty:
+                line = ""
+            if not line:
+                raise SystemExit(f"the server has not said {pattern!r}:\n{self._text}")
+            self._text += line
             if started := re.search(r"worker \d+ \(pid (\d+)\) started", line):
                 self.workers.append(int(started[1]))
             if found := re.search(pattern, line):

@@ -202,8 +202,8 @@ async def start_process(
                 failure = error  # out of the nursery it would come in a group, which pytest shows less well
             finally:
                 with trio.CancelScope(shield=True):
-                    if running.returncode is None:
-                        running.kill()
+                    if running.returncode is None or failure is not None or sys.exc_info()[0] is not None:
+                        running.kill()  # and what has outlived it: a successor after an upgrade, workers
                     await process.wait()
     if failure is not None:
         raise failure

@@ -42,9 +42,11 @@ class Chaos:
         return int(self._pid_file.read_text())
 
     async def do_something(self) -> None:
-        action: Callable[[], object] = self._random.choice(
-            [self.kill_worker, self.kill_worker, self.reload, self.more, self.fewer, self.terminate_worker, self.upgrade]
+        kills, others = (
+            [self.kill_worker] * 2,
+            [self.terminate_worker, self.reload, self.more, self.fewer, self.upgrade],
         )
+        action: Callable[[], object] = self._random.choice([*kills, *others])
         self.done.append(action.__name__)
         result = action()
         if hasattr(result, "__await__"):

@@ -131,7 +131,6 @@ async def test_an_app_is_found_by_its_file_and_by_a_factory(tmp_path):
         ([*ANY_PORT, "tests.e2e.nowhere:app"], 4, "tests.e2e.nowhere"),
         ([*ANY_PORT, "tests.e2e.apps:ap"], 4, "app"),
         (["--bind", "unix:/nonexistent/app.sock", APP], 71, "/nonexistent/app.sock"),
-        (["--workers", "2", APP], 78, "supervisor"),
         (["--config", "/nonexistent.toml", APP], 78, "/nonexistent.toml"),
         ([*ANY_PORT, "--access-logfile", "/nonexistent/log", APP], 78, "/nonexistent/log"),
         ([*ANY_PORT, "--contain-error", "builtins.NoSuchError", APP], 78, "NoSuchError"),
@@ -226,5 +225,5 @@ async def test_a_logger_configuration_sends_the_error_log_to_its_file(tmp_path):
     async with start_process(*command, cwd=REPOSITORY) as server:
         server.address = (await wait_in_file(log, r"Running on http://(\S+) ")).group(1)
         assert (await server.get()).body == b"hello"
-    assert Path(log).read_text().endswith("draining: SIGTERM; 0 requests in flight\n")
+    assert "draining: SIGTERM; 0 requests in flight\n" in Path(log).read_text()
     assert server.stderr.text == ""

@@ -91,7 +91,9 @@ async def test_sigusr1_reopens_the_access_log_and_the_error_log(tmp_path):
     """What logrotate does: move the file away, signal, and expect nothing more in the old one."""
     access, errors = tmp_path / "access.log", tmp_path / "error.log"
     flags = ("--access-logfile", str(access), "--access-logformat", "%(U)s", "--error-logfile", str(errors))
-    async with start_process(*trioserve_command("--bind", "127.0.0.1:0", *flags, APP)) as server:
+    async with start_process(
+        *trioserve_command("--bind", "127.0.0.1:0", "--workers", "0", *flags, APP)
+    ) as server:
         server.address = (await wait_in_file(errors, r"Running on http://(\S+) ")).group(1)
         await server.get("/before")
         await wait_in_file(access, "/before")
@@ -179,7 +181,7 @@ async def test_a_storm_of_signals_ends_in_one_of_the_promised_ways():
 
 @pytest.mark.parametrize("stop", [*STOPS, signal.SIGQUIT], ids=lambda number: number.name)
 async def test_a_signal_during_startup_ends_it_without_serving(stop):
-    command = trioserve_command("--bind", "127.0.0.1:0", "tests.e2e.apps:startup_hangs")
+    command = trioserve_command("--bind", "127.0.0.1:0", "--workers", "0", "tests.e2e.apps:startup_hangs")
     async with start_process(*command) as process:
         await process.stdout.wait_for("starting")
         process.send_signal(stop)
@@ -189,7 +191,7 @@ async def test_a_signal_during_startup_ends_it_without_serving(stop):
 
 
 async def test_sighup_and_sigusr1_during_startup_do_not_disturb_it():
-    command = trioserve_command("--bind", "127.0.0.1:0", "tests.e2e.apps:startup_hangs")
+    command = trioserve_command("--bind", "127.0.0.1:0", "--workers", "0", "tests.e2e.apps:startup_hangs")
     async with start_process(*command) as process:
         await process.stdout.wait_for("starting")
         process.send_signal(signal.SIGUSR1)
@@ -200,7 +202,7 @@ async def test_sighup_and_sigusr1_during_startup_do_not_disturb_it():
 
 async def test_ctrl_c_while_the_app_is_imported_ends_with_130_and_no_traceback(tmp_path):
     (tmp_path / "slow.py").write_text("import time\nprint('importing', flush=True)\ntime.sleep(3600)\n")
-    async with start_process(*trioserve_command(f"{tmp_path}/slow.py:app")) as process:
+    async with start_process(*trioserve_command("--workers", "0", f"{tmp_path}/slow.py:app")) as process:
         await process.stdout.wait_for("importing")
         process.send_signal(signal.SIGINT)
         assert await process.wait() == 130

@@ -299,3 +299,12 @@ async def test_signals_in_a_row_end_it_sooner() -> None:
             server.send_signal(signal.SIGTERM)
             assert await server.wait() == 0
         assert "held request ended by Cancelled" in server.stdout.text
+
+
+async def test_a_setting_that_no_worker_can_be_told_is_an_error_of_the_start(tmp_path: Path) -> None:
+    config = tmp_path / "settings.py"
+    config.write_text("class Local(Exception):\n    pass\n\n\ncontain_errors = [Local]\n")
+    process = await run_to_end(*trioserve_command("-c", f"file:{config}", "--bind", "127.0.0.1:0", APP))
+    assert process.returncode == 78
+    assert "contain_errors" in process.stderr.text
+    assert "cannot be handed to worker processes" in process.stderr.text

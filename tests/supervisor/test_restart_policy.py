@@ -42,6 +42,18 @@ def code_of(decision: Restart | GiveUp) -> int:
     return decision.exit_code
 
 
+def test_another_program_starts_with_a_clean_record() -> None:
+    policy = a_policy()
+    for moment in range(4):
+        policy.worker_exited(float(moment), crash())
+    policy.start_afresh()
+    assert delay_of(policy.worker_exited(5.0, crash())) == 0.0
+    assert policy.statistics(5.0).failures == 1
+    # And as at the very start, what cannot be imported is not tried again.
+    policy.start_afresh()
+    assert code_of(policy.worker_exited(6.0, crash(4, ready=False))) == 4
+
+
 # -- what is a failure ---------------------------------------------------------------------------------------
 
 NO_FAILURE = {

@@ -72,9 +72,9 @@ class WorkerFacts:
     """The worker at that moment. `drain` says what it is going to do about it, in words or numbers."""
 
     uptime: float
-    requests_served: int
+    requests_served: int | None
     in_flight: int
-    connections: int = 0
+    connections: int | None = 0
     generation: int | None = None
     boot_id: str | None = None
     drain: str | None = None
@@ -114,7 +114,7 @@ def build_report(
         "error": lambda: describe_error(error),
         "statistics": _describe_trio,
         "process": _describe_process,
-        "versions": _describe_versions,
+        "versions": describe_versions,
         "tasks": lambda: dump_tasks(root, most_lines=TASK_LINES).split("\n"),
         "threads": _describe_threads,
     }
@@ -124,6 +124,21 @@ def build_report(
         except BaseException as problem:
             _note_missing(report, name, problem)
     return report
+
+
+def begin_report(*, row: str | None, verdict: str | None, pid: int, nth: int = 1) -> dict[str, Any]:
+    """What every report begins with: a new id, the time, and the process that it is about."""
+    moment = datetime.now(UTC)
+    return {
+        "report": "crash",
+        "id": f"{moment:%Y%m%dT%H%M%S}-{pid}-{os.urandom(4).hex()}",
+        "row": row,
+        "verdict": verdict,
+        "signature": None,
+        "nth": nth,
+        "time": moment.isoformat(timespec="milliseconds").replace("+00:00", "Z"),
+        "pid": pid,
+    }
 
 
 def emit_report(report: dict[str, Any], crash_dir: str | None, stderr_fd: int = 2) -> Path | None:
@@ -151,10 +166,13 @@ def emit_report(report: dict[str, Any], crash_dir: str | None, stderr_fd: int = 
 
 
 def complete_report(report: dict[str, Any], crash_dir: str | None) -> None:
-    """Write a report again that was emitted before, in the place of its file; stderr has its line. Never raises."""
+    """Write a report again, whole, in the place of the file that its worker wrote; never raises.
+
+    By the supervisor, once the worker is gone. stderr has its line already.
+    """
     if crash_dir is not None:
         try:
-            _write_file(Path(crash_dir), report, serialise(report))
+            _write_file(Path(crash_dir), report, serialise(report), again=True)
         except BaseException as problem:
             _write_stderr(2, _explain(crash_dir, problem))
 
@@ -171,7 +189,8 @@ def serialise(report: dict[str, Any]) -> bytes:
         if isinstance(value, list) and len(value) > 20:
             report[name] = [*value[:20], f"... ({len(value) - 20} more)"]
             report["cut"] = [*report.get("cut", ()), f"{name}: too long"]
-    for name in (*_EXPENDABLE, *sorted(set(report) - set(_CORE) - set(_EXPENDABLE) - {"cut"})):
+    others = sorted(set(report) - {*_CORE, *_EXPENDABLE, "cut"}, key=lambda name: (name == "exit", str(name)))
+    for name in (*_EXPENDABLE, *others):
         line = _encode(report)
         if len(line) <= SIZE_LIMIT:
             return line
@@ -191,7 +210,6 @@ _CORE = ("report", "id", "row", "verdict", "signature", "nth", "time", "pid")
 
 def _build_core(row: str, error: BaseException, nth: int, verdict: str | None) -> dict[str, Any]:
     """What even the smallest report has."""
-    now = time.time()
     report: dict[str, Any] = {
         "report": "crash",
         "id": None,
@@ -201,10 +219,7 @@ def _build_core(row: str, error: BaseException, nth: int, verdict: str | None) -
         "nth": nth,
     }
     try:
-        moment = datetime.fromtimestamp(now, UTC)
-        report["time"] = moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")
-        report["pid"] = os.getpid()
-        report["id"] = f"{moment:%Y%m%dT%H%M%S}-{os.getpid()}-{os.urandom(4).hex()}"
+        report |= begin_report(row=row, verdict=verdict, pid=os.getpid(), nth=nth)
         report["signature"] = signature(error)
         report["summary"] = f"{type_name(error)}: {safe_message(error)}"
     except BaseException as problem:
@@ -275,7 +290,8 @@ def _count_fds() -> int | None:
         return None  # EMFILE, for one
 
 
-def _describe_versions() -> dict[str, str | None]:
+def describe_versions() -> dict[str, str | None]:
+    """Of the interpreter and of what is imported."""
     # Asked of what is imported: reading package metadata needs files, which may be what is short.
     found = {name: getattr(sys.modules.get(name), "__version__", None) for name in _PACKAGES}
     return {
@@ -331,11 +347,14 @@ def _describe_odd(value: object) -> str:
     return f"<{type(value).__name__}>"
 
 
-def _write_file(folder: Path, report: dict[str, Any], line: bytes) -> Path:
+def _write_file(folder: Path, report: dict[str, Any], line: bytes, *, again: bool = False) -> Path:
     """Under its final name only when it is whole: whoever watches the folder never reads half a report."""
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     path = folder / f"crash-{report.get('id') or os.urandom(8).hex()}.json"
     unfinished = path.with_suffix(".tmp")
+    if again:
+        # What its author was writing when it was ended.
+        unfinished.unlink(missing_ok=True)
     fd = os.open(unfinished, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
     try:
         try:

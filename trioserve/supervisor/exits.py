@@ -16,6 +16,7 @@ from trioserve.supervisor.exit_report import (
     WorkerDeath,
     build_exit_report,
     classify,
+    completes_own_report,
     describe,
 )
 from trioserve.supervisor.machine import read_memory_events
@@ -68,9 +69,9 @@ class ExitDesk:
         else:
             self._log.error("%s", describe(death))
             report = build_exit_report(death)
-            if death.own_report is None:
-                emit_report(report, self._crash_dir)
-            else:
+            if completes_own_report(death):
                 complete_report(report, self._crash_dir)
+            else:
+                emit_report(report, self._crash_dir)
             self.history.add(report)
         return kind.value

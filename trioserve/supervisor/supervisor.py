@@ -39,7 +39,7 @@ from trioserve.supervisor.reload import Reloader
 from trioserve.supervisor.restart_policy import GiveUp, RestartPolicy
 from trioserve.supervisor.sockets import ACTIVATED, SocketStore, take_upgrade
 from trioserve.supervisor.upgrade import Upgrade
-from trioserve.supervisor.worker_process import Orders
+from trioserve.supervisor.worker_process import Orders, packed
 from trioserve.worker.claim import chooses_by_number
 
 # Between two looks at the workers' CPU time, while the number of workers follows the load.
@@ -109,6 +109,7 @@ class Supervisor:
     def __init__(
         self, config: Config, application: str, reload_config: Callable[[], Config], store: SocketStore
     ) -> None:
+        packed(config)  # what no worker could be told is an error of the start, not of a worker's
         self.config = config
         self.application = application
         self.store = store
@@ -331,7 +332,7 @@ class Supervisor:
             self.notifier.reloading()
             error = await self._reload()
             if error:
-                state = "serving on as before" if self.pool.workers else "waiting for the next change"
+                state = "serving on as before" if self.pool.ready() else "waiting for the next change"
                 self.log.error("reload failed, %s: %s", state, error)
             else:
                 self.log.info("reloaded: generation %d", self.pool.orders.generation)
@@ -343,6 +344,7 @@ class Supervisor:
         try:
             config = self._reload_config()
             config.validate()
+            packed(config)
             opened = {} if self.store.is_activated else self.store.open(config)
         except TrioserveError as error:
             return str(error)

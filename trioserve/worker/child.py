@@ -77,8 +77,9 @@ def serve_orders(
     """Load the app that the orders name, unless it is loaded, and serve it on the inherited sockets."""
     faulthandler.enable(inherited.stacks)  # SIGSEGV and its kin, and the SIGABRT that ends a hung worker
     config = restore_config(orders)
+    link = JsonLines(sock, limit=MESSAGE_LIMIT)
     supervised = Supervised(
-        link=ParentLink(JsonLines(sock, limit=MESSAGE_LIMIT), config),
+        link=ParentLink(link, config),
         sockets=[socket.socket(fileno=number) for number in inherited.listeners],
         in_flight=InFlightTable.attach(inherited.table),
         share=Share(ShareBoard(inherited.board), orders["place"]),
@@ -88,11 +89,14 @@ def serve_orders(
         if loaded is None:
             drop_privileges(config.user, config.group)
             loaded = load_app(orders["application"], factory=config.factory)
-        app = wrap_app(loaded.app, loaded.mode, config)
+        return run_app(wrap_app(loaded.app, loaded.mode, config), config, supervised)
     except TrioserveError as error:
         explain(error)
         return error.exit_code
-    return run_app(app, config, supervised)
+    finally:
+        for listening in supervised.sockets:
+            listening.close()
+        link.close()  # with what is left of a report
 
 
 def restore_config(orders: dict[str, Any]) -> Config:
