@@ -326,6 +326,18 @@ async def test_preloading_can_be_turned_on_by_a_reload(tmp_path: Path) -> None:
         assert len(children(server.pid)) == 2
 
 
+async def test_a_save_mends_what_could_not_be_imported(tmp_path: Path) -> None:
+    pytest.importorskip("watchfiles")
+    app = small_app(tmp_path, before="this is no Python")
+    command = trioserve_command("--bind", "127.0.0.1:0", "--workers", "1", "--preload", "--reload", app)
+    async with start_process(*command) as server:
+        await server.stderr.wait_for("waiting for a file to change")
+        small_app(tmp_path, body='b"mended"')
+        await server.wait_running()
+        assert (await server.get()).body == b"mended"
+        assert len(workers_of(server)) == 1
+
+
 async def test_an_orphan_of_the_app_is_reaped(tmp_path: Path) -> None:
     """The supervisor gets all orphans below it; its own workers' ends stay theirs to be told."""
     before = """

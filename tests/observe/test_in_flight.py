@@ -392,11 +392,11 @@ async def test_a_request_that_ends_badly_is_over_too(
     async with serving(app, **settings) as server:
         use(server, attached)
         async with server.connect() as client:
-            if end == "refused body":
-                await client.send(head("POST / HTTP/1.1", "Transfer-Encoding: chunked") + b"no number\r\n")
-            else:
-                await client.send(head())
+            chunked = ("Transfer-Encoding: chunked",) if end == "refused body" else ()
+            await client.send(head("POST / HTTP/1.1", *chunked))
             await entered.wait()
+            if end == "refused body":
+                await client.send(b"no number\r\n")
             if end == "peer gone":
                 client.reset()
             else:

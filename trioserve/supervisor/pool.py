@@ -103,6 +103,7 @@ class WorkerPool:
         self._tainted: set[int] = set()  # workers whose replacement is decided, but may have to wait
         self._warned: set[str] = set()
         self._nursery: trio.Nursery
+        self._running = False
         self._empty = trio.Event()
         self._was_ready = trio.Event()
         self._change = trio.Event()
@@ -116,6 +117,7 @@ class WorkerPool:
         """Keep the workers alive until `stop` or a failure, and return when the last one has ended."""
         async with trio.open_nursery() as nursery:
             self._nursery = nursery
+            self._running = True
             self.reconcile()
             task_status.started()
             await self._empty.wait()
@@ -146,6 +148,8 @@ class WorkerPool:
             if not self.workers:
                 self._empty.set()
             return
+        if not self._running:
+            return  # what was asked for before is seen to when it runs
         self._mark_surplus()
         self._start_missing()
         excess = len(self.ready()) - self.wanted

@@ -172,9 +172,6 @@ class Supervisor:
                 self._preloads = Preloads(nursery, self.log)
                 if os.getpid() == 1:
                     self._reap_orphans()
-                if self.config.preload:
-                    self.pool.holding = True
-                    nursery.start_soon(self._preload_first, name="preload")
                 nursery.start_soon(self._serve_control, name="control")
                 nursery.start_soon(run_watchdog, self.notifier, self.is_healthy, name="systemd watchdog")
                 nursery.start_soon(self._announce, name="announce")
@@ -184,6 +181,9 @@ class Supervisor:
                     nursery.start_soon(self._follow_load, self.autoscaler, name="autoscaler")
                 if self.reloader is not None:
                     await nursery.start(self.reloader.run, name="reloader")
+                if self.config.preload:
+                    self.pool.holding = True
+                    nursery.start_soon(self._preload_first, name="preload")
                 await self.pool.run()
                 nursery.cancel_scope.cancel(reason="all workers have ended")
         self.log.info("stopped")
