@@ -113,6 +113,20 @@ async def test_a_report_of_the_workers_own_is_completed_in_its_place(tmp_path: P
     assert len(list(tmp_path.iterdir())) == 1
 
 
+async def test_a_blocked_loop_that_the_worker_has_reported_is_one_report_too(tmp_path: Path) -> None:
+    extra = ("--block-kill", "1", "--block-warn", "off")
+    async with serve_command("tests.e2e.apps:app", *flags(tmp_path), *extra, workers=1) as server:
+        async with held_request(server, "/block") as client:
+            await client.send(b"!")
+            await server.stderr.wait_for("ended: hang, exit code 80")
+        (report,) = await wait_reports(tmp_path)
+    assert report["row"] == "H1"
+    assert report["exit"]["class"] == "hang"
+    assert [request["path"] for request in report["exit"]["in_flight"]] == ["/block"]
+    assert len(list(tmp_path.iterdir())) == 1
+    assert len(server.reports()) == 1
+
+
 async def test_a_planned_end_is_a_line_and_no_report(tmp_path: Path) -> None:
     async with serve_command("tests.e2e.apps:app", *flags(tmp_path), workers=1) as server:
         await worker_of(server)

@@ -406,10 +406,17 @@ async def test_a_request_that_ends_badly_is_over_too(
         assert attached.taken == 0
 
 
+@pytest.mark.parametrize("answered_by", ["the app", "the server"])
 async def test_a_request_is_over_while_its_connection_still_lingers(
-    table: InFlightTable, attached: InFlightTable
+    table: InFlightTable, attached: InFlightTable, answered_by: str
 ) -> None:
-    async with serving(hello, linger_timeout=30) as server, server.connect() as client:
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] == "http":
+            if answered_by == "the server":
+                raise LookupError
+            await respond(send)
+
+    async with serving(app, linger_timeout=30, on_app_error="contain") as server, server.connect() as client:
         use(server, attached)
         await client.send(head("POST / HTTP/1.1", "Content-Length: 1000000"))
         assert (await client.read_response()).header("connection") == "close"

@@ -21,6 +21,7 @@ from trioserve.supervisor.exit_report import (
     classify,
     completes_own_report,
     describe,
+    split_last_words,
 )
 
 
@@ -276,6 +277,17 @@ def test_a_report_is_bounded_whatever_the_worker_has_left() -> None:
     assert report["exit"]["class"] == "app error", "what the parent knows goes last"
     assert report["exit"]["in_flight"][-1] == "... (3896 more)"
     assert b"hunter2" not in line
+
+
+def test_last_words_are_a_report_and_stacks() -> None:
+    own = own_report(verdict="fatal")
+    stacks = 'Fatal Python error: Aborted\n\n  File "/app/x.py", line 7 in f\n'
+    line = serialise(own).decode()
+    assert split_last_words(line + stacks) == (own, stacks)
+    assert split_last_words(stacks) == (None, stacks)
+    assert split_last_words(line[:50]) == (None, "")
+    assert split_last_words('{"report":' + "[" * 100_000) == (None, "")
+    assert split_last_words("") == (None, "")
 
 
 # -- the history ---------------------------------------------------------------------------------------------

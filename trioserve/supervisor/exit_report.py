@@ -10,6 +10,7 @@ get into a line of the log, and its id must be one that names a file of this ver
 
 from __future__ import annotations
 
+import contextlib
 import enum
 import json
 import re
@@ -255,6 +256,19 @@ def build_exit_report(death: WorkerDeath, now: float | None = None) -> dict[str,
         "stacks": _stack_lines(death.stacks),
     }
     return report
+
+
+def split_last_words(text: str) -> tuple[dict[str, Any] | None, str]:
+    """A report that the worker could not send any more, if there is one, and what faulthandler wrote besides."""
+    report: dict[str, Any] | None = None
+    stacks = []
+    for line in text.splitlines(keepends=True):
+        if not line.startswith('{"report":'):
+            stacks.append(line)
+            continue
+        with contextlib.suppress(ValueError, RecursionError):
+            report = json.loads(line)
+    return report, "".join(stacks)
 
 
 def completes_own_report(death: WorkerDeath) -> bool:

@@ -18,6 +18,7 @@ from trioserve.supervisor.exit_report import (
     classify,
     completes_own_report,
     describe,
+    split_last_words,
 )
 from trioserve.supervisor.machine import read_memory_events
 from trioserve.supervisor.worker_process import WorkerProcess
@@ -46,6 +47,7 @@ class ExitDesk:
     def note_end(self, worker: WorkerProcess, now: float) -> str:
         """Log and report how it ended; returns the class of its end."""
         assert worker.status is not None
+        unsent, stacks = split_last_words(worker.last_words())
         death = WorkerDeath(
             worker_id=worker.id,
             pid=worker.pid,
@@ -59,9 +61,9 @@ class ExitDesk:
             in_flight=worker.requests_in_flight(),
             memory_events_before=self._events_before.pop(worker.id, None),
             memory_events_after=read_memory_events(),
-            stacks=worker.last_stacks(),
+            stacks=stacks,
             # One that was killed had no time to write one about that.
-            own_report=worker.own_report if worker.status > 0 else None,
+            own_report=unsent or (worker.own_report if worker.status > 0 else None),
         )
         kind = classify(death)
         if kind in _PLANNED:

@@ -33,6 +33,7 @@ from trioserve.errors import ConfigError
 from trioserve.net.json_lines import JsonLines
 from trioserve.net.share_board import ShareBoard
 from trioserve.observe.in_flight import InFlightTable
+from trioserve.structure.crash_report import SIZE_LIMIT
 from trioserve.worker.parent_link import LINK_VARIABLE, MESSAGE_LIMIT
 
 # Where descriptors wait to be moved to 3 and up: above all of these, so that no move destroys another's source.
@@ -42,7 +43,8 @@ _PARKED = 200
 _LAST_WORDS = 4.0
 _LAST_STACKS = 1.0
 
-_STACKS_LIMIT = 64 * 1024
+# A report that could not be sent any more, and stacks.
+_LAST_WORDS_LIMIT = SIZE_LIMIT + 64 * 1024
 
 
 class WorkerState(enum.Enum):
@@ -211,10 +213,10 @@ class WorkerProcess:
         """The requests it is (or was, when it died) busy with."""
         return self._table.read()
 
-    def last_stacks(self) -> str:
-        """What faulthandler wrote when it was ended by a signal, cut."""
+    def last_words(self) -> str:
+        """What it, or faulthandler in it, wrote when it could not use the link any more; cut."""
         with contextlib.suppress(OSError):
-            return os.pread(self._stacks, _STACKS_LIMIT, 0).decode("utf-8", "replace")
+            return os.pread(self._stacks, _LAST_WORDS_LIMIT, 0).decode("utf-8", "replace")
         return ""
 
     def close(self) -> None:

@@ -83,6 +83,7 @@ def serve_orders(
         sockets=[socket.socket(fileno=number) for number in inherited.listeners],
         in_flight=InFlightTable.attach(inherited.table),
         share=Share(ShareBoard(inherited.board), orders["place"]),
+        last_words=inherited.stacks,
         watch_abort=lambda report: _watch_abort(inherited.abort, report),
     )
     try:

@@ -40,7 +40,7 @@ from trioserve.observe.process import explain, pid_file
 from trioserve.structure.blocked_loop import BlockedLoop, requests_in_flight
 from trioserve.structure.boundary import FATAL_GRACE, ROWS, request_facts, worker_facts
 from trioserve.structure.context import ASGIApp, ConnectionContext
-from trioserve.structure.crash_report import RequestFacts, WorkerFacts, build_report, emit_report
+from trioserve.structure.crash_report import RequestFacts, WorkerFacts, build_report, emit_report, serialise
 from trioserve.structure.drain import CLEANUP_SECONDS, HardExit
 from trioserve.worker.claim import Claim, claim_process
 from trioserve.worker.parent_link import ParentLink
@@ -76,6 +76,7 @@ class Supervised:
         sockets: the listening sockets, inherited.
         in_flight: the table that tells the supervisor what this process was doing when it was killed.
         share: its part of the connections.
+        last_words: a file that the supervisor reads when the process has ended.
         watch_abort: starts to wait, in a thread, for the order to report a blocked loop and end; takes who reports.
     """
 
@@ -84,6 +85,7 @@ class Supervised:
     in_flight: InFlightTable
     share: Share
     watch_abort: Callable[[Callable[[], None]], None]
+    last_words: int
 
 
 def run_app(
@@ -111,7 +113,7 @@ def run_app(
             worker=process.facts(),
             nth=1,
         )
-        emit_report(report, config.crash_dir)
+        process.emit(report)
         return EXIT_SERVER_BUG
     finally:
         process.hard_exit.disarm()
@@ -270,6 +272,13 @@ class _Process:
                 uptime=0.0, requests_served=context.requests_served, in_flight=context.in_flight
             )
 
+    def emit(self, report: dict[str, Any]) -> None:
+        """Write a report where the link cannot be used: outside of trio's run, or in another thread than its."""
+        emit_report(report, self._config.crash_dir)
+        if self._supervised is not None:
+            with suppress(OSError):
+                os.write(self._supervised.last_words, serialise(report))
+
     def exit_code(self) -> int:
         """What the process ends with, once the worker has ended."""
         failure = self._worker.context.boundary.failure if self._worker is not None else None
@@ -311,7 +320,7 @@ class _Process:
         if worker is not None:
             with suppress(Exception):  # what moves on while it is read must not cost the report
                 report["requests_in_flight"] = requests_in_flight(worker.context)
-        emit_report(report, self._config.crash_dir)
+        self.emit(report)
         if worker is not None:
             # After the report, and bounded: a handler of the operator's may be what holds up the loop.
             line = "%s: %s; row %s, ending the process at once"
