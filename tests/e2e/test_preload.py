@@ -117,7 +117,16 @@ async def test_a_worker_has_the_signals_and_descriptors_that_it_would_have_by_ex
         async with serve_command(app, *flags, workers=1) as server:
             status = (await server.get()).body
             (worker,) = workers_of(server) if flags else children(server.pid)
-            files = [os.readlink(path) for path in Path(f"/proc/{worker}/fd").iterdir()]
+            files: list[str] = []
+            # The connection of that request may take a moment to close.
+            for _ in range(100):
+                before, files = (
+                    files,
+                    sorted(os.readlink(path) for path in Path(f"/proc/{worker}/fd").iterdir()),
+                )
+                if before == files:
+                    break
+                await trio.sleep(0.1)
             kinds = sorted(re.sub(r"\[\d+\]|\d+ ", "", name) for name in files)
             return re.findall(rb"^Sig(?:Blk|Ign|Cgt):.*$", status, re.MULTILINE), kinds
 

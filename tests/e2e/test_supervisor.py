@@ -83,11 +83,16 @@ async def test_an_idle_supervisor_sleeps() -> None:
 
     async with supervised("--worker-timeout", "off") as server:
         await answering(server)
-        # The first heartbeats still see that request; then there is one in ten seconds.
-        await trio.sleep(3)
-        before = switches(server.pid)
-        await trio.sleep(5)
-        assert switches(server.pid) - before <= 2 * 2  # two workers, each with two beats at the very most
+        # The first heartbeats still see that request; then there is one in ten seconds. A machine that is busy takes
+        # its time, but what polls does so in every window.
+        seen = []
+        for _ in range(5):
+            before = switches(server.pid)
+            await trio.sleep(5)
+            seen.append(switches(server.pid) - before)
+            if seen[-1] <= 2 * 2:  # two workers, each with two beats at the very most
+                break
+        assert seen[-1] <= 2 * 2, seen
 
 
 async def test_workers_inherit_the_sockets_from_3_on_and_nothing_else() -> None:

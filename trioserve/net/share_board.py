@@ -7,6 +7,7 @@ whoever reads a number that is a moment old accepts one connection too many or t
 
 from __future__ import annotations
 
+import errno
 import mmap
 import os
 from typing import Self
@@ -53,8 +54,10 @@ class ShareBoard:
         return [number - 1 for number in self._numbers[1 : self._numbers[0] + 1] if number]
 
     def take_place(self, taken: set[int]) -> int:
-        """The first place that is not taken, for a new worker; for the supervisor only."""
-        place = next(place for place in range(_PLACES) if place not in taken)
+        """The first place that is not taken, for a new worker; for the supervisor only. OSError if there is none."""
+        place = next((place for place in range(_PLACES) if place not in taken), None)
+        if place is None:
+            raise OSError(errno.EAGAIN, f"there are {_PLACES} workers already")
         self._numbers[0] = max(self._numbers[0], place + 1)
         return place
 

@@ -19,7 +19,7 @@ import trio
 
 from trioserve.net.transport import Transport
 from trioserve.structure.deadlines import NEVER, TICK, Deadlines
-from trioserve.structure.drain import Drain
+from trioserve.structure.drain import Drain, DrainState
 
 if TYPE_CHECKING:
     import logging
@@ -192,7 +192,7 @@ class WorkerContext:
         if connection.slot is not None and self.in_flight_table is not None:
             self.in_flight_table.release(connection.slot)
             connection.slot = None
-        if self.share is not None and not self.draining:
+        if self.share is not None and self.drain.state is DrainState.RUNNING:
             self.share.note(len(self.connections))
         self.counters.requests += connection.requests
         self.deadlines.disarm(connection)
@@ -269,7 +269,7 @@ class ConnectionContext:
         self.armed_at = NEVER
         self.late = ""
         worker.connections.add(self)
-        if worker.share is not None:
+        if worker.share is not None and worker.drain.state is DrainState.RUNNING:
             worker.share.note(len(worker.connections))
         transport.watch.on_hangup = self.peer_gone
 

@@ -34,6 +34,9 @@ _STARTING, _READY, _DRAINING, _GONE = WorkerState
 # What a process may take past its own deadlines before its parent ends it.
 _SLACK = 5.0
 
+# What a worker that seems to hang gets before it is ended, in case it was this process that stood still.
+_SECOND_LOOK = 2.0
+
 # How long the last words of a process that has ended may take to be read, if something it started holds the link.
 _LAST_MESSAGES = 0.5
 
@@ -193,8 +196,8 @@ class WorkerPool:
 
     def _start_worker(self) -> bool:
         self.started += 1
-        place = self.orders.board.take_place({worker.place for worker in self.workers.values()})
         try:
+            place = self.orders.board.take_place({worker.place for worker in self.workers.values()})
             worker = start_worker(self.started, place, self.orders, trio.current_time())
         except OSError as error:
             # The machine is out of processes or descriptors: nothing that trying again at once would mend.
@@ -246,17 +249,33 @@ class WorkerPool:
     async def _converse(self, worker: WorkerProcess, orders: Orders, heard: trio.Event) -> None:
         try:
             await worker.send_orders(orders)
+            patience = self._patience(worker, orders.config)
             while True:
-                with trio.move_on_after(self._patience(worker, orders.config)) as waiting:
+                with trio.move_on_after(patience) as waiting:
                     message = await worker.link.receive()
                     if message is None:
-                        return
+                        break
                     self._note(worker, message)
-                if waiting.cancelled_caught:
+                if not waiting.cancelled_caught:
+                    patience = self._patience(worker, orders.config)
+                elif patience != _SECOND_LOOK:
+                    patience = (
+                        _SECOND_LOOK  # it may be us who stood still: what it said then is in the socket
+                    )
+                else:
                     await self._end_hung(worker)
                     return
+            heard.set()
+            # It says nothing more, so it is about to end; who does not is stuck, and nobody else would notice.
+            with trio.move_on_after(_SLACK):
+                await worker.gone.wait()
+            if worker.state is not _DRAINING:  # otherwise `_end_in_time` sees to it
+                worker.kill("it closed its link and did not end")
         except BadMessage as error:
             self._log.error("worker %d sent what cannot be understood (%s); ending it", worker.id, error)
+            worker.kill("it sent what cannot be understood")
+        except (ValueError, TypeError, ArithmeticError) as error:
+            self._log.error("worker %d sent what cannot be (%r); ending it", worker.id, error)
             worker.kill("it sent what cannot be understood")
         except (OSError, trio.ClosedResourceError):
             return  # it is gone: its exit status will say why
@@ -267,7 +286,7 @@ class WorkerPool:
         """How long it may be silent: an import has no heartbeat, a serving loop has."""
         if config.worker_timeout is None:
             return math.inf
-        if worker.heartbeat_at is None:
+        if worker.state is _STARTING:
             return config.worker_timeout + config.startup_timeout
         return config.worker_timeout
 
@@ -289,13 +308,14 @@ class WorkerPool:
         match message.pop("is", None):
             case "beat":
                 worker.heartbeat_at = now
-                if message.get("in_flight") or message.get("requests") != worker.statistics.get("requests"):
+                figures = _figures(message)
+                if figures.get("in_flight") or figures.get("requests") != worker.statistics.get("requests"):
                     self.busy_at = now
-                worker.statistics = message
+                worker.statistics = figures
                 self._recycle_if_due(worker, now)
             case "ready":
                 worker.heartbeat_at = worker.ready_at = now
-                worker.statistics = message
+                worker.statistics = _figures(message)
                 if worker.state is _STARTING:
                     worker.state = _READY
                 self.busy_at = max(self.busy_at, now)
@@ -306,7 +326,11 @@ class WorkerPool:
                     worker.pid,
                     now - worker.started_at,
                 )
-                if self.rollout is not None and worker.generation == self.orders.generation:
+                if (
+                    self.rollout is not None
+                    and worker.generation == self.orders.generation
+                    and worker.state is _READY
+                ):
                     self.rollout.proven = True
                 self.reconcile()
             case "tainted":
@@ -352,6 +376,8 @@ class WorkerPool:
         await trio.sleep(delay)
         if worker.is_staying:
             self.replace([worker], f"tainted by {summary}")
+        else:
+            self._tainted.discard(worker.id)
 
     def _recycle_if_due(self, worker: WorkerProcess, now: float) -> None:
         if (
@@ -375,7 +401,7 @@ class WorkerPool:
 
     async def _end_in_time(self, worker: WorkerProcess, grace: float | None) -> None:
         """A drain ends by itself, or by the worker's own hard exit; past all that it is ended from here."""
-        config = self.orders.config
+        config = worker.config
         limit = config.pre_drain_delay + (config.graceful_timeout if grace is None else grace)
         limit += 2 * CLEANUP_SECONDS + config.shutdown_timeout + (config.hard_exit_after or 0.0) + _SLACK
         with trio.move_on_after(limit):
@@ -395,8 +421,9 @@ class WorkerPool:
         del self._plans[worker.id]
         self._tainted.discard(worker.id)
         self.requests_gone += int(worker.statistics.get("requests", 0))
-        kind = self._desk.note_end(worker, now)
+        kind = self._describe_end(worker, now)
         self.restarts[kind] = self.restarts.get(kind, 0) + 1
+        self.killed += self.stopping and worker.status == EXIT_HARD_DRAIN
         self.orders.board.write(worker.place, None)
         worker.close()
         if not self.stopping and not self.holding and not self._abandon_rollout(worker):
@@ -418,10 +445,22 @@ class WorkerPool:
         if self.patient:
             self._log.error("waiting for a file to change: %s", decision.reason)
             self.holding = True
+            rollout, self.rollout = self.rollout, None
+            if rollout is not None:
+                rollout.error = decision.reason
+                rollout.done.set()
             return
         self._log.critical("giving up: %s", decision.reason)
         self.failure = decision
         self.on_failure()
+
+    def _describe_end(self, worker: WorkerProcess, now: float) -> str:
+        """The class of its end; a report that a broken worker wrote must not break its parent."""
+        try:
+            return self._desk.note_end(worker, now)
+        except Exception:
+            self._log.critical("the end of worker %d could not be described", worker.id, exc_info=True)
+            return "killed"
 
     # -- from outside ----------------------------------------------------------------------------------------
 
@@ -452,6 +491,8 @@ class WorkerPool:
         rollout = self.rollout
         if rollout is None or rollout.proven or worker.generation != self.orders.generation:
             return False
+        if worker.asked.startswith("drain"):  # scaled down or recycled by hand, and another one follows
+            return False
         self._go_back(
             rollout,
             f"worker {worker.id} of the new generation ended with status {worker.status} before it was ready",
@@ -466,6 +507,9 @@ class WorkerPool:
         for other in self.workers.values():
             if other.leaving == RELOAD and other.state is not _DRAINING:
                 other.leaving = ""
+                if other.id in self._tainted:  # its replacement came to nothing: it may ask again
+                    self._tainted.discard(other.id)
+                    other.tell("contain")
             elif other.generation > self.orders.generation:
                 other.leaving = other.leaving or "its generation was abandoned"
         rollout.done.set()
@@ -527,3 +571,10 @@ class WorkerPool:
         if self.failure is not None:
             return self.failure.exit_code
         return EXIT_HARD_DRAIN if self.killed else EXIT_OK
+
+
+def _figures(message: dict[str, Any]) -> dict[str, Any]:
+    """The numbers of a heartbeat: whatever has got hold of the link may say anything."""
+    return {
+        name: value for name, value in message.items() if type(value) in (int, float) and math.isfinite(value)
+    }

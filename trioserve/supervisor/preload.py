@@ -27,7 +27,7 @@ import trio
 from trioserve.errors import ConfigError
 from trioserve.net.json_lines import BadMessage, JsonLines
 from trioserve.supervisor.restart_policy import BOOT_FAILURES, GiveUp
-from trioserve.supervisor.worker_process import ForkRefused, Orders, packed, spawn_python
+from trioserve.supervisor.worker_process import ForkRefused, Orders, packed, read_status, spawn_python
 from trioserve.worker.parent_link import MESSAGE_LIMIT
 
 # A fork takes milliseconds, and the supervisor stands still meanwhile: too short for a worker to notice.
@@ -273,8 +273,7 @@ class _Process:
         while self._status is None:
             await trio.lowlevel.wait_readable(self._pidfd)
             if self._status is None:
-                _, status = os.waitpid(self.pid, 0)  # noqa: ASYNC222 - it has ended
-                self._status = os.waitstatus_to_exitcode(status)
+                self._status = read_status(self.pid)
         return self._status
 
     async def end(self) -> None:

@@ -61,7 +61,8 @@ def reap_ended(is_ours: Callable[[int], bool]) -> list[int]:
 def _children() -> list[int]:
     """The processes whose parent we are (proc(5))."""
     found: list[int] = []
-    for task in Path("/proc/self/task").iterdir():
-        with suppress(OSError):
-            found += map(int, (task / "children").read_text(encoding="ascii").split())
+    with suppress(OSError):
+        for task in Path("/proc/self/task").iterdir():
+            with suppress(OSError):
+                found += map(int, (task / "children").read_text(encoding="ascii").split())
     return found

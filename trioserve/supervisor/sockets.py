@@ -37,6 +37,12 @@ class SocketStore:
         """All of them, in the order of their binds."""
         return [sock for listeners in self._opened.values() for sock in listeners.sockets]
 
+    def sockets_for(self, config: Config) -> list[socket.socket]:
+        """Those that `config` binds: a worker must not hold one that is about to be closed."""
+        if self.is_activated:
+            return self.sockets
+        return [sock for bind in dict.fromkeys(config.bind) for sock in self._opened[bind].sockets]
+
     @property
     def is_activated(self) -> bool:
         """The service manager has opened them, so what `bind` says does not count."""

@@ -14,13 +14,13 @@ import logging
 import os
 import signal
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from typing import Any
 
 import trio
 
 from trioserve.config import Config
-from trioserve.errors import EXIT_SERVER_BUG, TrioserveError
+from trioserve.errors import EXIT_SERVER_BUG, ConfigError, TrioserveError
 from trioserve.net.activation import activated_sockets
 from trioserve.net.share_board import ShareBoard
 from trioserve.observe.logs import Logs, setup_logs
@@ -59,6 +59,7 @@ def run_supervisor(config: Config, application: str, reload_config: Callable[[],
     """
     upgrade = take_upgrade(os.environ)
     store = SocketStore()
+    supervisor = None
     try:
         _open_sockets(store, config, upgrade[0] if upgrade else None)
         # From here on nobody is root: not the workers, and not who opens the files that they are to reopen.
@@ -68,6 +69,8 @@ def run_supervisor(config: Config, application: str, reload_config: Callable[[],
             supervisor.predecessor = upgrade[1]
         return supervisor.run_to_end()
     finally:
+        if upgrade is not None and (supervisor is None or supervisor.predecessor is not None):
+            store.hand_over()  # we never took over: the socket files are still our predecessor's
         store.close()
 
 
@@ -138,6 +141,9 @@ class Supervisor:
         self._upgrade: Upgrade | None = None
         self._replaced = False
         self._reloading = trio.Lock()
+        self._may_reload = (
+            trio.Event()
+        )  # the first workers are about to be started, or the app to be preloaded
         self._reaping = False
         self._preloads: Preloads
         self._nursery: trio.Nursery
@@ -147,6 +153,8 @@ class Supervisor:
         try:
             for level, advice in self.config.advice():
                 self.log.log(level, "%s", advice)
+            # Whoever has us ignore it would have the kernel throw away how the workers ended.
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
             trio.run(self.run)
         except TrioserveError as error:
             explain(error)
@@ -163,7 +171,9 @@ class Supervisor:
         """The whole life."""
         self.started_at = trio.current_time()
         # Whoever reads the file may send signals at once: they must not find a process that does not expect them.
-        with trio.open_signal_receiver(*_SIGNALS) as signals, pid_file(self.config.pid_path):
+        with trio.open_signal_receiver(*_SIGNALS) as signals, ExitStack() as self._at_end:
+            if self.predecessor is None:  # otherwise the file is its, until we take over
+                self._at_end.enter_context(pid_file(self.config.pid_path))
             async with trio.open_nursery() as nursery:
                 self._nursery = nursery
                 self.pool.on_failure = lambda: self.stop("giving up", failed=True)
@@ -184,6 +194,8 @@ class Supervisor:
                 if self.config.preload:
                     self.pool.holding = True
                     nursery.start_soon(self._preload_first, name="preload")
+                else:
+                    self._may_reload.set()
                 await self.pool.run()
                 nursery.cancel_scope.cancel(reason="all workers have ended")
         self.log.info("stopped")
@@ -197,11 +209,17 @@ class Supervisor:
     async def _announce(self) -> None:
         """Say where to find us once the workers accept connections."""
         await self.pool.wait_ready()
+        if self.pool.stopping:
+            return
         for address in self.store.addresses():
             self.log.info("Running on %s (CTRL + C to quit)", address)
         if self.state == "starting":
             self.state = "running"
         if self.predecessor is not None:
+            try:
+                self._at_end.enter_context(pid_file(self.config.pid_path))
+            except ConfigError as error:
+                self.log.error("%s", error)
             with suppress(OSError):
                 os.write(self.predecessor, b"ready")
             os.close(self.predecessor)
@@ -275,6 +293,8 @@ class Supervisor:
         if not failed:
             self._stops += 1
         self.state = "draining"
+        if self._upgrade is not None:
+            self._upgrade.call_off()  # whoever ends us does not want another one instead
         if self._stops <= 1:
             if not self._replaced:
                 self.notifier.stopping(f"draining: {reason}")
@@ -325,6 +345,7 @@ class Supervisor:
 
         A configuration that is wrong, or an app whose first worker does not become ready, leaves everything as it is.
         """
+        await self._may_reload.wait()
         async with self._reloading:
             if self.pool.stopping:
                 return "the server is stopping"
@@ -348,7 +369,7 @@ class Supervisor:
             opened = {} if self.store.is_activated else self.store.open(config)
         except TrioserveError as error:
             return str(error)
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             return f"reading the configuration raised {type(error).__name__}: {error}"
         self.config = config
         self.generation += 1
@@ -385,9 +406,6 @@ class Supervisor:
                 "%s ignored: %s", reason, "stopping" if self.pool.stopping else "an upgrade is under way"
             )
             return
-        self._nursery.start_soon(self._run_upgrade, reason, name="upgrade")
-
-    async def _run_upgrade(self, reason: str) -> None:
         self.log.info("upgrading: %s", reason)
         try:
             self._upgrade = Upgrade(self.store, self._successor_environment())
@@ -395,8 +413,11 @@ class Supervisor:
             self.log.error("upgrade failed, serving on as before: %s", error)
             return
         self.log.info("the new supervisor is pid %d", self._upgrade.pid)
-        error_text = await self._upgrade.wait_ready()
-        pid, self._upgrade = self._upgrade.pid, None
+        self._nursery.start_soon(self._follow_upgrade, self._upgrade, name="upgrade")
+
+    async def _follow_upgrade(self, upgrade: Upgrade) -> None:
+        error_text = await upgrade.wait_ready()
+        pid, self._upgrade = upgrade.pid, None
         if error_text:
             self.log.error("upgrade failed, serving on as before: %s", error_text)
             return
@@ -404,7 +425,8 @@ class Supervisor:
         self.notifier.main_pid(pid)
         self.store.hand_over()
         self._replaced = True  # the service does not stop
-        self.stop(f"replaced by pid {pid}")
+        if not self.pool.stopping:
+            self.stop(f"replaced by pid {pid}")
 
     def _successor_environment(self) -> dict[str, str]:
         """Ours, but the service manager's variables are for who is its main process by then."""
@@ -415,7 +437,12 @@ class Supervisor:
 
     def _orders(self, generation: int) -> Orders:
         return Orders(
-            self.application, self.config, generation, self.store.sockets, self.board, self.environment
+            self.application,
+            self.config,
+            generation,
+            self.store.sockets_for(self.config),
+            self.board,
+            self.environment,
         )
 
     async def _prepared(self, orders: Orders) -> Orders | GiveUp:
@@ -433,6 +460,7 @@ class Supervisor:
     async def _preload_first(self) -> None:
         """Let the pool start workers once the app is loaded; nobody reloads before."""
         async with self._reloading:
+            self._may_reload.set()
             orders = await self._prepared(self.pool.orders)
             if self.pool.stopping:
                 return
@@ -458,7 +486,7 @@ _SIGNALS: dict[int, Callable[[Supervisor, str], None]] = {
 
 
 async def _wait_gone(pid: int) -> None:
-    with suppress(ProcessLookupError):
+    with suppress(OSError):
         descriptor = os.pidfd_open(pid)
         try:
             await trio.lowlevel.wait_readable(descriptor)

@@ -12,18 +12,22 @@ import os
 import signal
 import sys
 from collections.abc import Mapping
+from contextlib import suppress
 
 import trio
 
 from trioserve.supervisor.restart_policy import describe_status
 from trioserve.supervisor.sockets import UPGRADE_VARIABLE, SocketStore
-from trioserve.supervisor.worker_process import interpreter_flags, read_status
+from trioserve.supervisor.worker_process import interpreter_flags, read_status, watch_process
 
 _PARKED = 200
 _FIRST = 3
 
 # A new supervisor that is not ready by then will not be.
 _PATIENCE = 300.0
+
+# What it gets to end by itself then.
+_LAST_PATIENCE = 60.0
 
 
 class Upgrade:
@@ -44,7 +48,11 @@ class Upgrade:
             raise
         finally:
             os.close(theirs)
-        self._pidfd = os.pidfd_open(self.pid)
+        try:
+            self._pidfd = watch_process(self.pid)
+        except OSError:
+            os.close(self._ready)
+            raise
         os.set_blocking(self._ready, False)
 
     async def wait_ready(self) -> str:
@@ -55,12 +63,22 @@ class Upgrade:
                 if os.read(self._ready, 16):
                     return ""
                 return await self._describe_end()
-            signal.pidfd_send_signal(self._pidfd, signal.SIGTERM)
+            self.call_off()
+            with trio.move_on_after(_LAST_PATIENCE):
+                await self._describe_end()
+                return f"the new supervisor was not ready within {_PATIENCE:g} s"
+            with suppress(ProcessLookupError):
+                signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
             await self._describe_end()
             return f"the new supervisor was not ready within {_PATIENCE:g} s"
         finally:
             os.close(self._ready)
             os.close(self._pidfd)
+
+    def call_off(self) -> None:
+        """End it: by the signal that has it drain what it may already serve."""
+        with suppress(ProcessLookupError):
+            signal.pidfd_send_signal(self._pidfd, signal.SIGTERM)
 
     async def _describe_end(self) -> str:
         await trio.lowlevel.wait_readable(self._pidfd)

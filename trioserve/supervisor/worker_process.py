@@ -22,6 +22,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -98,6 +99,8 @@ class WorkerProcess:
         self.state = WorkerState.STARTING
         self.leaving = ""
         self.asked = ""
+        self.config = orders.config
+        self._has_orders = False
         self.started_at = now
         self.ready_at: float | None = None
         self.heartbeat_at: float | None = None
@@ -105,25 +108,28 @@ class WorkerProcess:
         self.own_report: dict[str, Any] | None = None
         self.status: int | None = None
         self.gone = trio.Event()
-        self._table = InFlightTable.create()
-        self._stacks = os.memfd_create("trioserve-stacks")
-        ours, theirs = socket.socketpair()
-        ours.setblocking(False)
-        # A worker that ends at once cannot wait until its report has been read.
-        theirs.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, MESSAGE_LIMIT)
-        self._abort_read, self._abort_write = os.pipe()
-        try:
-            inherited = [*(sock.fileno() for sock in orders.sockets), theirs.fileno(), self._table.fd]
-            inherited += [self._stacks, self._abort_read, orders.board.fd]
-            self.pid = _spawn(orders, inherited) if orders.fork is None else orders.fork(inherited)
-        except BaseException:
-            ours.close()
-            self._release()
-            raise
-        finally:
-            theirs.close()
-            os.close(self._abort_read)
-        self._pidfd = os.pidfd_open(self.pid)
+        with ExitStack() as kept:
+            self._table = InFlightTable.create()
+            kept.callback(self._table.close)
+            self._stacks = os.memfd_create("trioserve-stacks")
+            kept.callback(os.close, self._stacks)
+            ours, theirs = socket.socketpair()
+            kept.callback(ours.close)
+            with theirs:
+                abort_read, self._abort_write = os.pipe()
+                kept.callback(os.close, self._abort_write)
+                try:
+                    inherited = [*(sock.fileno() for sock in orders.sockets), theirs.fileno(), self._table.fd]
+                    inherited += [self._stacks, abort_read, orders.board.fd]
+                    # A worker that ends at once cannot wait until its report has been read.
+                    theirs.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, MESSAGE_LIMIT)
+                    self.pid = _spawn(orders, inherited) if orders.fork is None else orders.fork(inherited)
+                finally:
+                    os.close(abort_read)
+            self._pidfd = watch_process(self.pid)
+            kept.callback(os.close, self._pidfd)
+            ours.setblocking(False)
+            self._kept = kept.pop_all()
         self.link = JsonLines(ours, limit=MESSAGE_LIMIT)
 
     def __repr__(self) -> str:
@@ -152,9 +158,12 @@ class WorkerProcess:
                 "generation": self.generation,
             }
         )
+        self._has_orders = True
 
     def tell(self, order: str, **details: Any) -> bool:
         """Send one order; False if the worker is not reading, or gone."""
+        if not self._has_orders:
+            return False  # they must be the first line
         try:
             return self.link.send_nowait({"do": order, **details})
         except (OSError, trio.ClosedResourceError):
@@ -223,14 +232,8 @@ class WorkerProcess:
         """Give back its descriptors; it is gone."""
         self.state = WorkerState.GONE
         self.link.close()
-        os.close(self._pidfd)
-        self._release()
+        self._kept.close()
         self.gone.set()
-
-    def _release(self) -> None:
-        self._table.close()
-        os.close(self._stacks)
-        os.close(self._abort_write)
 
 
 def start_worker(number: int, place: int, orders: Orders, now: float) -> WorkerProcess:
@@ -256,8 +259,10 @@ def spawn_python(module: str, environment: Mapping[str, str], inherited: Sequenc
 
     Never forks (posix_spawn(3)); returns the process id.
     """
-    parked = [fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, _PARKED) for fd in inherited]
+    parked: list[int] = []
     try:
+        for fd in inherited:
+            parked.append(fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, _PARKED))  # noqa: PERF401 - may fail midway
         moves = [(os.POSIX_SPAWN_DUP2, fd, 3 + index) for index, fd in enumerate(parked)]
         return os.posix_spawn(
             sys.executable,
@@ -273,9 +278,22 @@ def spawn_python(module: str, environment: Mapping[str, str], inherited: Sequenc
             os.close(fd)
 
 
+def watch_process(pid: int) -> int:
+    """A descriptor that tells of the end of a child (pidfd_open(2)); without one it may not live."""
+    try:
+        return os.pidfd_open(pid)
+    except OSError:
+        os.kill(pid, signal.SIGKILL)
+        read_status(pid)
+        raise
+
+
 def read_status(pid: int) -> int:
     """The exit code of a child that has ended, or minus the number of the signal that ended it."""
-    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    try:
+        return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    except ChildProcessError:
+        return 1  # somebody has read it before us
 
 
 def interpreter_flags() -> list[str]:

@@ -110,7 +110,9 @@ def _read_orders(sock: socket.socket) -> dict[str, Any] | None:
     sock.setblocking(True)
     line = b""
     while not line.endswith(b"\n"):
-        part = sock.recv(_READ_SIZE)
+        # No more than this line: an order may be right behind it.
+        end = sock.recv(_READ_SIZE, socket.MSG_PEEK).find(b"\n") + 1
+        part = sock.recv(end or _READ_SIZE)
         if not part:
             return None
         line += part
