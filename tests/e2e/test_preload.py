@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
+import trio
 
 from tests.e2e.load import Load
 from tests.e2e.process import ServerProcess, run_to_end, serve_command, start_process, trioserve_command
