@@ -13,7 +13,7 @@ import trio
 
 from tests.e2e.load import Load
 from tests.e2e.process import ServerProcess, run_to_end, serve_command, start_process, trioserve_command
-from tests.e2e.test_supervisor import answering, children, is_running, until
+from tests.e2e.test_supervisor import answering, children, descriptors, is_running, until
 
 APP = "tests.e2e.apps:app"
 
@@ -121,10 +121,7 @@ async def test_a_worker_has_the_signals_and_descriptors_that_it_would_have_by_ex
             files: list[str] = []
             # The connection of that request may take a moment to close.
             for _ in range(100):
-                before, files = (
-                    files,
-                    sorted(os.readlink(path) for path in Path(f"/proc/{worker}/fd").iterdir()),
-                )
+                before, files = files, sorted(descriptors(worker).values())
                 if before == files:
                     break
                 await trio.sleep(0.1)

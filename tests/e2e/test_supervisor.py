@@ -6,7 +6,7 @@ import os
 import re
 import signal
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +34,14 @@ def children(pid: int) -> list[int]:
     for task in os.listdir(f"/proc/{pid}/task"):
         found += map(int, Path(f"/proc/{pid}/task/{task}/children").read_text().split())
     return sorted(found)
+
+
+def descriptors(pid: int) -> dict[int, str]:
+    found = {}
+    for path in Path(f"/proc/{pid}/fd").iterdir():
+        with suppress(FileNotFoundError):  # closed since it was listed
+            found[int(path.name)] = os.readlink(path)
+    return found
 
 
 async def until(condition: Any, what: str) -> None:
@@ -98,9 +106,9 @@ async def test_an_idle_supervisor_sleeps() -> None:
 async def test_workers_inherit_the_sockets_from_3_on_and_nothing_else() -> None:
     async with supervised(workers=1) as server:
         (worker,) = children(server.pid)
-        kinds = {int(p.name): os.readlink(p) for p in Path(f"/proc/{worker}/fd").iterdir()}
+        kinds = descriptors(worker)
         assert kinds[3].startswith("socket:")
-        listening = {os.readlink(p) for p in Path(f"/proc/{server.pid}/fd").iterdir()} & set(kinds.values())
+        listening = set(descriptors(server.pid).values()) & set(kinds.values())
         # Shared with the parent: the listening socket, standard streams, the table and the file for stacks.
         assert kinds[3] in listening
         assert sum(kind.startswith("socket:") for kind in listening) == 1
