@@ -107,18 +107,16 @@ class Http1:
                 exchange.admitted = True
             error: BaseException | None = None
             try:
-                if slot is None:
-                    await app(exchange.scope(), exchange.receive, exchange.send)
-                else:
+                scope = exchange.scope()
+                if slot is not None:
                     # For the supervisor, should this be the end of the process.
                     if engine.method is not listed_method:
                         listed_method = slot.write_method(engine.method)
-                    scope = exchange.scope()
                     try:
                         path_cell.value = scope["raw_path"]
                     except ValueError:
                         path_cell.value = scope["raw_path"][:PATH_SIZE]
-                    await app(scope, exchange.receive, exchange.send)
+                await app(scope, exchange.receive, exchange.send)
             except BaseException as raised:
                 error = raised
 
@@ -135,7 +133,7 @@ class Http1:
             connection.exchange = None
             if slot is not None:
                 whole_cell.value = NO_REQUEST
-                scope = None  # an idle connection holds nothing of the app's
+            scope = None  # an idle connection holds nothing of the app's
             if admission is not None:
                 admission.release()
             if not exchange.keep_alive:

@@ -23,9 +23,6 @@ from trioserve.supervisor.exit_report import (
 from trioserve.supervisor.machine import read_memory_events
 from trioserve.supervisor.worker_process import WorkerProcess
 
-# Ends that were wanted: a line is enough.
-_PLANNED = frozenset({ExitClass.RECYCLED, ExitClass.STOPPED})
-
 
 class ExitDesk:
     """The ends of one supervisor's workers.
@@ -45,7 +42,17 @@ class ExitDesk:
         self._events_before[worker.id] = read_memory_events()
 
     def note_end(self, worker: WorkerProcess, now: float) -> str:
-        """Log and report how it ended; returns the class of its end."""
+        """Log and report how it ended; returns the class of its end.
+
+        A report that a broken worker wrote must not break its parent: never raises.
+        """
+        try:
+            return self._describe(worker, now)
+        except Exception:
+            self._log.critical("the end of worker %d could not be described", worker.id, exc_info=True)
+            return ExitClass.KILLED.value
+
+    def _describe(self, worker: WorkerProcess, now: float) -> str:
         assert worker.status is not None
         unsent, stacks = split_last_words(worker.last_words())
         death = WorkerDeath(
@@ -66,7 +73,7 @@ class ExitDesk:
             own_report=unsent or (worker.own_report if worker.status > 0 else None),
         )
         kind = classify(death)
-        if kind in _PLANNED:
+        if kind.planned:
             self._log.info("%s", describe(death))
         else:
             self._log.error("%s", describe(death))

@@ -12,54 +12,30 @@ processes to notice that their link has closed; `supervisor.py` stops them first
 from __future__ import annotations
 
 import logging
-import math
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
 from typing import Any
 
 import trio
 
-from trioserve.config import Config
 from trioserve.errors import EXIT_HARD_DRAIN, EXIT_OK
-from trioserve.net.json_lines import BadMessage
 from trioserve.structure.drain import CLEANUP_SECONDS
+from trioserve.supervisor.conversation import SLACK, Conversation, figures_of
 from trioserve.supervisor.exits import ExitDesk
 from trioserve.supervisor.machine import cgroup_memory_limit
 from trioserve.supervisor.recycling import RecyclingLimits, RecyclingPlan, rss_limit
 from trioserve.supervisor.restart_policy import GiveUp, Replace, RestartPolicy, WorkerExit
+from trioserve.supervisor.rollout import Rollout
 from trioserve.supervisor.worker_process import Orders, WorkerProcess, WorkerState, start_worker
 
 _STARTING, _READY, _DRAINING, _GONE = WorkerState
 
-# What a process may take past its own deadlines before its parent ends it.
-_SLACK = 5.0
-
-# What a worker that seems to hang gets before it is ended, in case it was this process that stood still.
-_SECOND_LOOK = 2.0
+# Until a start that the machine has refused is tried again.
+_RETRY = 5.0
 
 # How long the last words of a process that has ended may take to be read, if something it started holds the link.
 _LAST_MESSAGES = 0.5
 
 RELOAD = "reload"
-
-
-@dataclass(slots=True)
-class Rollout:
-    """A change of generation under way: every worker of an older one is to be replaced.
-
-    Attributes:
-        previous: the orders to go back to if the first new worker does not become ready.
-        held: no worker was to be started before.
-        proven: one has become ready, so there is no going back.
-        error: why it failed, or "".
-        done: set when it is over, either way.
-    """
-
-    previous: Orders
-    held: bool
-    proven: bool = False
-    error: str = ""
-    done: trio.Event = field(default_factory=trio.Event)
 
 
 class WorkerPool:
@@ -116,13 +92,12 @@ class WorkerPool:
 
     # -- the life --------------------------------------------------------------------------------------------
 
-    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+    async def run(self) -> None:
         """Keep the workers alive until `stop` or a failure, and return when the last one has ended."""
         async with trio.open_nursery() as nursery:
             self._nursery = nursery
             self._running = True
             self.reconcile()
-            task_status.started()
             await self._empty.wait()
             nursery.cancel_scope.cancel(reason="all workers have ended")
 
@@ -201,8 +176,8 @@ class WorkerPool:
             worker = start_worker(self.started, place, self.orders, trio.current_time())
         except OSError as error:
             # The machine is out of processes or descriptors: nothing that trying again at once would mend.
-            self._log.error("cannot start a worker: %s; trying again in %g s", error, _SLACK)
-            self._postpone(_SLACK)
+            self._log.error("cannot start a worker: %s; trying again in %g s", error, _RETRY)
+            self._postpone(_RETRY)
             return False
         self.workers[worker.id] = worker
         self._plans[worker.id] = RecyclingPlan(trio.current_time(), self._recycling_limits())
@@ -236,59 +211,15 @@ class WorkerPool:
         """From its start to its burial."""
         self._log.info("worker %d (pid %d) started, generation %d", worker.id, worker.pid, worker.generation)
         self._desk.note_start(worker)
-        heard = trio.Event()
+        conversation = Conversation(worker, self._note, self._end_hung, self._log)
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(self._converse, worker, orders, heard, name=f"link to worker {worker.id}")
+            nursery.start_soon(conversation.run, orders, name=f"link to worker {worker.id}")
             await worker.wait()
             # What it said last is in the socket; but something that it has started may hold the other end.
             with trio.move_on_after(_LAST_MESSAGES):
-                await heard.wait()
+                await conversation.over.wait()
             nursery.cancel_scope.cancel(reason="the worker has ended")
         self._bury(worker)
-
-    async def _converse(self, worker: WorkerProcess, orders: Orders, heard: trio.Event) -> None:
-        try:
-            await worker.send_orders(orders)
-            patience = self._patience(worker, orders.config)
-            while True:
-                with trio.move_on_after(patience) as waiting:
-                    message = await worker.link.receive()
-                    if message is None:
-                        break
-                    self._note(worker, message)
-                if not waiting.cancelled_caught:
-                    patience = self._patience(worker, orders.config)
-                elif patience != _SECOND_LOOK:
-                    patience = (
-                        _SECOND_LOOK  # it may be us who stood still: what it said then is in the socket
-                    )
-                else:
-                    await self._end_hung(worker)
-                    return
-            heard.set()
-            # It says nothing more, so it is about to end; who does not is stuck, and nobody else would notice.
-            with trio.move_on_after(_SLACK):
-                await worker.gone.wait()
-            if worker.state is not _DRAINING:  # otherwise `_end_in_time` sees to it
-                worker.kill("it closed its link and did not end")
-        except BadMessage as error:
-            self._log.error("worker %d sent what cannot be understood (%s); ending it", worker.id, error)
-            worker.kill("it sent what cannot be understood")
-        except (ValueError, TypeError, ArithmeticError) as error:
-            self._log.error("worker %d sent what cannot be (%r); ending it", worker.id, error)
-            worker.kill("it sent what cannot be understood")
-        except (OSError, trio.ClosedResourceError):
-            return  # it is gone: its exit status will say why
-        finally:
-            heard.set()
-
-    def _patience(self, worker: WorkerProcess, config: Config) -> float:
-        """How long it may be silent: an import has no heartbeat, a serving loop has."""
-        if config.worker_timeout is None:
-            return math.inf
-        if worker.state is _STARTING:
-            return config.worker_timeout + config.startup_timeout
-        return config.worker_timeout
 
     async def _end_hung(self, worker: WorkerProcess) -> None:
         silent = trio.current_time() - (worker.heartbeat_at or worker.started_at)
@@ -308,14 +239,14 @@ class WorkerPool:
         match message.pop("is", None):
             case "beat":
                 worker.heartbeat_at = now
-                figures = _figures(message)
+                figures = figures_of(message)
                 if figures.get("in_flight") or figures.get("requests") != worker.statistics.get("requests"):
                     self.busy_at = now
                 worker.statistics = figures
                 self._recycle_if_due(worker, now)
             case "ready":
                 worker.heartbeat_at = worker.ready_at = now
-                worker.statistics = _figures(message)
+                worker.statistics = figures_of(message)
                 if worker.state is _STARTING:
                     worker.state = _READY
                 self.busy_at = max(self.busy_at, now)
@@ -343,9 +274,7 @@ class WorkerPool:
                 worker.leaving = worker.leaving or str(message.get("reason", ""))
                 if worker.state is _READY:  # by itself: a fatal error, or somebody's signal
                     worker.state = _DRAINING
-                    self._nursery.start_soon(
-                        self._end_in_time, worker, None, name=f"end of worker {worker.id}"
-                    )
+                    self._nursery.start_soon(self._end_in_time, worker, name=f"end of worker {worker.id}")
                 self.reconcile()
             case "report":
                 report = message.get("report")
@@ -395,15 +324,15 @@ class WorkerPool:
             worker.leaving = reason
             self.reconcile()
 
-    def _drain(self, worker: WorkerProcess, grace: float | None = None) -> None:
-        worker.drain(worker.leaving, grace)
-        self._nursery.start_soon(self._end_in_time, worker, grace, name=f"end of worker {worker.id}")
+    def _drain(self, worker: WorkerProcess) -> None:
+        worker.drain(worker.leaving)
+        self._nursery.start_soon(self._end_in_time, worker, name=f"end of worker {worker.id}")
 
-    async def _end_in_time(self, worker: WorkerProcess, grace: float | None) -> None:
+    async def _end_in_time(self, worker: WorkerProcess) -> None:
         """A drain ends by itself, or by the worker's own hard exit; past all that it is ended from here."""
         config = worker.config
-        limit = config.pre_drain_delay + (config.graceful_timeout if grace is None else grace)
-        limit += 2 * CLEANUP_SECONDS + config.shutdown_timeout + (config.hard_exit_after or 0.0) + _SLACK
+        limit = config.pre_drain_delay + config.graceful_timeout
+        limit += 2 * CLEANUP_SECONDS + config.shutdown_timeout + (config.hard_exit_after or 0.0) + SLACK
         with trio.move_on_after(limit):
             await worker.gone.wait()
             return
@@ -421,7 +350,7 @@ class WorkerPool:
         del self._plans[worker.id]
         self._tainted.discard(worker.id)
         self.requests_gone += int(worker.statistics.get("requests", 0))
-        kind = self._describe_end(worker, now)
+        kind = self._desk.note_end(worker, now)
         self.restarts[kind] = self.restarts.get(kind, 0) + 1
         self.killed += self.stopping and worker.status == EXIT_HARD_DRAIN
         self.orders.board.write(worker.place, None)
@@ -447,20 +376,11 @@ class WorkerPool:
             self.holding = True
             rollout, self.rollout = self.rollout, None
             if rollout is not None:
-                rollout.error = decision.reason
-                rollout.done.set()
+                rollout.end(decision.reason)
             return
         self._log.critical("giving up: %s", decision.reason)
         self.failure = decision
         self.on_failure()
-
-    def _describe_end(self, worker: WorkerProcess, now: float) -> str:
-        """The class of its end; a report that a broken worker wrote must not break its parent."""
-        try:
-            return self._desk.note_end(worker, now)
-        except Exception:
-            self._log.critical("the end of worker %d could not be described", worker.id, exc_info=True)
-            return "killed"
 
     # -- from outside ----------------------------------------------------------------------------------------
 
@@ -500,7 +420,6 @@ class WorkerPool:
         return True
 
     def _go_back(self, rollout: Rollout, error: str) -> None:
-        rollout.error = error
         self.rollout = None
         self.orders = rollout.previous
         self.holding = rollout.held
@@ -512,7 +431,7 @@ class WorkerPool:
                     other.tell("contain")
             elif other.generation > self.orders.generation:
                 other.leaving = other.leaving or "its generation was abandoned"
-        rollout.done.set()
+        rollout.end(error)
 
     def supersede_rollout(self, reason: str) -> None:
         """Another generation is to follow the one under way: let that take no longer than it must."""
@@ -531,7 +450,7 @@ class WorkerPool:
         old = [worker for worker in self.workers.values() if worker.generation < self.orders.generation]
         if not old and len(self.ready()) >= self.wanted:
             self.rollout = None
-            rollout.done.set()
+            rollout.end()
 
     # -- the end ---------------------------------------------------------------------------------------------
 
@@ -539,8 +458,7 @@ class WorkerPool:
         """Drain them all; `run` returns when the last one has ended."""
         self.stopping = True
         if self.rollout is not None:
-            self.rollout.error = reason
-            self.rollout.done.set()
+            self.rollout.end(reason)
         for worker in list(self.workers.values()):
             worker.leaving = worker.leaving or reason
             if worker.state is not _DRAINING:
@@ -571,10 +489,3 @@ class WorkerPool:
         if self.failure is not None:
             return self.failure.exit_code
         return EXIT_HARD_DRAIN if self.killed else EXIT_OK
-
-
-def _figures(message: dict[str, Any]) -> dict[str, Any]:
-    """The numbers of a heartbeat: whatever has got hold of the link may say anything."""
-    return {
-        name: value for name, value in message.items() if type(value) in (int, float) and math.isfinite(value)
-    }

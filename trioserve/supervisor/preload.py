@@ -12,11 +12,8 @@ Cancelling `prepare` or the task behind a `Preloader` ends the process; workers 
 
 from __future__ import annotations
 
-import contextlib
 import json
 import logging
-import math
-import os
 import signal
 import socket
 from collections.abc import Sequence
@@ -26,8 +23,9 @@ import trio
 
 from trioserve.errors import ConfigError
 from trioserve.net.json_lines import BadMessage, JsonLines
+from trioserve.supervisor.child_process import FIRST_INHERITED, ChildProcess, spawn_python
 from trioserve.supervisor.restart_policy import BOOT_FAILURES, GiveUp
-from trioserve.supervisor.worker_process import ForkRefused, Orders, packed, read_status, spawn_python
+from trioserve.supervisor.worker_process import ForkRefused, Orders, boot_patience, packed
 from trioserve.worker.parent_link import MESSAGE_LIMIT
 
 # A fork takes milliseconds, and the supervisor stands still meanwhile: too short for a worker to notice.
@@ -158,7 +156,7 @@ class Preloader:
             self.pid = None
 
     async def _load(self, process: _Process) -> GiveUp | str | None:
-        patience = _import_patience(self._orders)
+        patience = boot_patience(self._orders.config)  # as a worker would get that imports the app itself
         with trio.move_on_after(patience) as scope:
             message = await process.load(self._orders)
             if message is None:
@@ -226,18 +224,19 @@ class _Process:
     def __init__(self, orders: Orders) -> None:
         ours, theirs = socket.socketpair()
         try:
-            self.pid = spawn_python("trioserve.worker.preloader", orders.environment, [theirs.fileno()], 3)
-            self._pidfd = os.pidfd_open(self.pid)
+            module = "trioserve.worker.preloader"
+            pid = spawn_python(module, orders.environment, [theirs.fileno()], FIRST_INHERITED)
+            self._process = ChildProcess(pid)
         except BaseException:
             ours.close()
             raise
         finally:
             theirs.close()
+        self.pid = pid
         self._sock = ours
         # For what may take long. In between the socket is read directly, which is safe as each message is an answer.
         self._link = JsonLines(ours, limit=MESSAGE_LIMIT)
         self._idle = False
-        self._status: int | None = None
 
     async def load(self, orders: Orders) -> dict[str, object] | None:
         """Have it import the app; returns what it says then, or None if it has ended instead."""
@@ -266,15 +265,10 @@ class _Process:
         return int(found["pid"])
 
     def kill(self) -> None:
-        with contextlib.suppress(ProcessLookupError):
-            signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
+        self._process.send_signal(signal.SIGKILL)
 
     async def wait(self) -> int:
-        while self._status is None:
-            await trio.lowlevel.wait_readable(self._pidfd)
-            if self._status is None:
-                self._status = read_status(self.pid)
-        return self._status
+        return await self._process.wait()
 
     async def end(self) -> None:
         """It ends by itself when it is idle, and at once otherwise: it holds nothing that could be lost."""
@@ -284,16 +278,10 @@ class _Process:
         with trio.CancelScope(shield=True):
             with trio.move_on_after(_END_PATIENCE):
                 await self.wait()
-            if self._status is None:
+            if self._process.status is None:
                 self.kill()
                 await self.wait()
-        os.close(self._pidfd)
-
-
-def _import_patience(orders: Orders) -> float:
-    """As long as a worker would get that imports the app itself."""
-    config = orders.config
-    return math.inf if config.worker_timeout is None else config.worker_timeout + config.startup_timeout
+        self._process.close()
 
 
 def _count(names: list[object]) -> str:

@@ -16,7 +16,7 @@ from trioserve.config import Config
 from trioserve.errors import BindError
 from trioserve.net.bind import Listeners, open_listeners
 
-# What a supervisor finds in its environment that is to take over from another one: JSON, see `UpgradeOrders`.
+# What a supervisor finds in its environment that is to take over from another one: JSON, made by `Upgrade`.
 UPGRADE_VARIABLE = "TRIOSERVE__UPGRADE"
 
 # The key of sockets that the service manager has opened.
@@ -52,10 +52,9 @@ class SocketStore:
         """Where they can be reached."""
         return [address for listeners in self._opened.values() for address in listeners.addresses()]
 
-    def adopt(self, key: str, sockets: Iterable[socket.socket]) -> None:
+    def adopt(self, key: str, descriptors: Iterable[int]) -> None:
         """Take sockets that somebody else has opened; the file of a unix socket becomes ours to remove."""
-        # Opened by number, so that they close with this store.
-        listeners = open_listeners([f"fd://{sock.detach()}" for sock in sockets])
+        listeners = open_listeners([f"fd://{number}" for number in descriptors])
         if key.startswith("unix:"):
             listeners.add_file(Path(key[5:]))
         self._opened[key] = listeners
@@ -115,7 +114,7 @@ class SocketStore:
     def take_over(self, numbers: Mapping[str, Sequence[int]]) -> None:
         """Take what a predecessor has handed down."""
         for bind, descriptors in numbers.items():
-            self.adopt(bind, [socket.socket(fileno=number) for number in descriptors])
+            self.adopt(bind, descriptors)
 
 
 def take_upgrade(environ: MutableMapping[str, str]) -> tuple[dict[str, list[int]], int] | None:

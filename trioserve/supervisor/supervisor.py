@@ -24,7 +24,7 @@ from trioserve.errors import EXIT_SERVER_BUG, ConfigError, TrioserveError
 from trioserve.net.activation import activated_sockets
 from trioserve.net.share_board import ShareBoard
 from trioserve.observe.logs import Logs, setup_logs
-from trioserve.observe.notify import NOTIFY_VARIABLES, Notifier, clean_environment, run_watchdog
+from trioserve.observe.notify import Notifier, clean_environment, run_watchdog
 from trioserve.observe.privileges import drop_privileges
 from trioserve.observe.process import explain, pid_file
 from trioserve.supervisor.autoscale import Autoscaler
@@ -83,7 +83,7 @@ def _open_sockets(store: SocketStore, config: Config, inherited: dict[str, list[
         # As in a worker of its own (`worker/claim.py`): what the service manager passes replaces `bind`.
         sockets = activated_sockets(os.environ, os.getpid())
         if sockets:
-            store.adopt(ACTIVATED, sockets)
+            store.adopt(ACTIVATED, [sock.detach() for sock in sockets])
             return
     store.open(config)
 
@@ -141,9 +141,7 @@ class Supervisor:
         self._upgrade: Upgrade | None = None
         self._replaced = False
         self._reloading = trio.Lock()
-        self._may_reload = (
-            trio.Event()
-        )  # the first workers are about to be started, or the app to be preloaded
+        self._may_reload = trio.Event()  # the pool is about to run, or to be kept from it by the preloading
         self._reaping = False
         self._preloads: Preloads
         self._nursery: trio.Nursery
@@ -335,10 +333,7 @@ class Supervisor:
 
     def request_reload(self, reason: str) -> None:
         """Reload configuration and app, worker by worker."""
-        self._nursery.start_soon(self._reload_for_signal, reason, name="reload")
-
-    async def _reload_for_signal(self, reason: str) -> None:
-        await self.reload(reason)
+        self._nursery.start_soon(self.reload, reason, name="reload")
 
     async def reload(self, reason: str) -> str:
         """Read the configuration again and replace all workers; returns what went wrong, or "".
@@ -430,8 +425,7 @@ class Supervisor:
 
     def _successor_environment(self) -> dict[str, str]:
         """Ours, but the service manager's variables are for who is its main process by then."""
-        ours = {name: value for name, value in os.environ.items() if name not in NOTIFY_VARIABLES}
-        return {**ours, **self.notifier.successor_environment()}
+        return {**clean_environment(os.environ), **self.notifier.successor_environment()}
 
     # -- what workers are started with -----------------------------------------------------------------------
 

@@ -14,17 +14,14 @@ from __future__ import annotations
 import base64
 import contextlib
 import enum
-import fcntl
+import math
 import os
 import pickle
 import signal
 import socket
-import subprocess
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any
 
 import trio
@@ -35,10 +32,8 @@ from trioserve.net.json_lines import JsonLines
 from trioserve.net.share_board import ShareBoard
 from trioserve.observe.in_flight import InFlightTable
 from trioserve.structure.crash_report import SIZE_LIMIT
-from trioserve.worker.parent_link import LINK_VARIABLE, MESSAGE_LIMIT
-
-# Where descriptors wait to be moved to 3 and up: above all of these, so that no move destroys another's source.
-_PARKED = 200
+from trioserve.supervisor.child_process import FIRST_INHERITED, ChildProcess, spawn_python
+from trioserve.worker.parent_link import MESSAGE_LIMIT
 
 # What a hung worker gets to write its report, and then to die of a signal that dumps its stacks.
 _LAST_WORDS = 4.0
@@ -106,7 +101,6 @@ class WorkerProcess:
         self.heartbeat_at: float | None = None
         self.statistics: dict[str, Any] = {}
         self.own_report: dict[str, Any] | None = None
-        self.status: int | None = None
         self.gone = trio.Event()
         with ExitStack() as kept:
             self._table = InFlightTable.create()
@@ -123,17 +117,26 @@ class WorkerProcess:
                     inherited += [self._stacks, abort_read, orders.board.fd]
                     # A worker that ends at once cannot wait until its report has been read.
                     theirs.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, MESSAGE_LIMIT)
-                    self.pid = _spawn(orders, inherited) if orders.fork is None else orders.fork(inherited)
+                    self._process = ChildProcess(_start(orders, inherited))
+                    kept.callback(self._process.close)
                 finally:
                     os.close(abort_read)
-            self._pidfd = watch_process(self.pid)
-            kept.callback(os.close, self._pidfd)
             ours.setblocking(False)
             self._kept = kept.pop_all()
         self.link = JsonLines(ours, limit=MESSAGE_LIMIT)
 
     def __repr__(self) -> str:
         return f"<WorkerProcess {self.id} pid={self.pid} {self.state.value}>"
+
+    @property
+    def pid(self) -> int:
+        """Its process id."""
+        return self._process.pid
+
+    @property
+    def status(self) -> int | None:
+        """How it ended, as `ChildProcess.status`."""
+        return self._process.status
 
     @property
     def is_staying(self) -> bool:
@@ -169,10 +172,10 @@ class WorkerProcess:
         except (OSError, trio.ClosedResourceError):
             return False
 
-    def drain(self, reason: str, grace: float | None = None) -> None:
+    def drain(self, reason: str) -> None:
         """Have it finish what it has and exit; one that still starts has nothing to finish."""
         self.asked = f"drain: {reason}"
-        if self.state is WorkerState.STARTING or not self.tell("drain", reason=reason, grace=grace):
+        if self.state is WorkerState.STARTING or not self.tell("drain", reason=reason):
             self.send_signal(signal.SIGTERM)
         self.state = WorkerState.DRAINING
 
@@ -189,9 +192,8 @@ class WorkerProcess:
         self.send_signal(signal.SIGKILL)
 
     def send_signal(self, number: signal.Signals) -> None:
-        """Signal this process and no other that may have got its number since."""
-        with contextlib.suppress(ProcessLookupError):
-            signal.pidfd_send_signal(self._pidfd, number)
+        """Signal it; no error if it is gone."""
+        self._process.send_signal(number)
 
     async def end_hung(self, reason: str) -> None:
         """Its loop does not answer: let a thread of it report, then a signal handler in C, then end it."""
@@ -212,11 +214,7 @@ class WorkerProcess:
 
     async def wait(self) -> int:
         """Return its exit code, or minus the number of the signal that ended it."""
-        while self.status is None:
-            await trio.lowlevel.wait_readable(self._pidfd)
-            if self.status is None:
-                self.status = read_status(self.pid)
-        return self.status
+        return await self._process.wait()
 
     def requests_in_flight(self) -> list[Any]:
         """The requests it is (or was, when it died) busy with."""
@@ -249,63 +247,17 @@ def start_worker(number: int, place: int, orders: Orders, now: float) -> WorkerP
     return WorkerProcess(number, place, replace(orders, fork=None), now)
 
 
-def _spawn(orders: Orders, inherited: Sequence[int]) -> int:
-    """Start a worker with `inherited` as its descriptors 3, 4, ..."""
-    return spawn_python("trioserve.worker", orders.environment, inherited, 3 + len(orders.sockets))
+def _start(orders: Orders, inherited: Sequence[int]) -> int:
+    """A process with `inherited` as its descriptors 3, 4, ...; returns its id."""
+    if orders.fork is not None:
+        return orders.fork(inherited)
+    link = FIRST_INHERITED + len(orders.sockets)
+    return spawn_python("trioserve.worker", orders.environment, inherited, link)
 
 
-def spawn_python(module: str, environment: Mapping[str, str], inherited: Sequence[int], link: int) -> int:
-    """Run a module of ours with `inherited` as descriptors 3, 4, ..., of which `link` is the one to its parent.
-
-    Never forks (posix_spawn(3)); returns the process id.
-    """
-    parked: list[int] = []
-    try:
-        for fd in inherited:
-            parked.append(fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, _PARKED))  # noqa: PERF401 - may fail midway
-        moves = [(os.POSIX_SPAWN_DUP2, fd, 3 + index) for index, fd in enumerate(parked)]
-        return os.posix_spawn(
-            sys.executable,
-            [sys.executable, *interpreter_flags(), "-m", module],
-            {**environment, LINK_VARIABLE: str(link), "PYTHONPATH": _python_path(environment)},
-            file_actions=moves,
-            # Whatever this process ignores or blocks is its own affair.
-            setsigmask=(),
-            setsigdef=(signal.SIGPIPE, signal.SIGTERM, signal.SIGINT, signal.SIGQUIT, signal.SIGHUP),
-        )
-    finally:
-        for fd in parked:
-            os.close(fd)
-
-
-def watch_process(pid: int) -> int:
-    """A descriptor that tells of the end of a child (pidfd_open(2)); without one it may not live."""
-    try:
-        return os.pidfd_open(pid)
-    except OSError:
-        os.kill(pid, signal.SIGKILL)
-        read_status(pid)
-        raise
-
-
-def read_status(pid: int) -> int:
-    """The exit code of a child that has ended, or minus the number of the signal that ended it."""
-    try:
-        return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
-    except ChildProcessError:
-        return 1  # somebody has read it before us
-
-
-def interpreter_flags() -> list[str]:
-    """-W, -X, -O and so on, as this interpreter was given them."""
-    return list(subprocess._args_from_interpreter_flags())  # type: ignore[attr-defined]
-
-
-def _python_path(environment: Mapping[str, str]) -> str:
-    """Where the child finds this very trioserve, even if it was not installed."""
-    home = str(Path(__file__).resolve().parents[2])
-    before = environment.get("PYTHONPATH", "")
-    return before if home in before.split(os.pathsep) else os.pathsep.join(filter(None, [before, home]))
+def boot_patience(config: Config) -> float:
+    """How long the import of the app and its startup may take, as far as a parent can tell; no heartbeat tells more."""
+    return math.inf if config.worker_timeout is None else config.worker_timeout + config.startup_timeout
 
 
 def packed(config: Config) -> str:

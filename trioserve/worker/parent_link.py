@@ -144,10 +144,7 @@ class ParentLink:
             return
         match order.get("do"):
             case "drain":
-                grace = order.get("grace")
-                worker.drain.begin(
-                    str(order.get("reason", "")), grace=None if grace is None else float(grace)
-                )
+                worker.drain.begin(str(order.get("reason", "")))
             case "hurry":
                 if worker.drain.state is not DrainState.STOPPED:
                     worker.drain.hurry(str(order.get("reason", "")))

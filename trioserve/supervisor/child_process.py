@@ -1,0 +1,120 @@
+"""A process of ours: started without a fork, signalled and waited for by descriptor, so that no number is mistaken.
+
+The supervisor has three kinds of them: workers (`worker_process.py`), what preloads the app for them (`preload.py`),
+and the supervisor that is to take over (`upgrade.py`). Cancelling `wait` leaves the process as it is.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+
+import trio
+
+from trioserve.worker.parent_link import LINK_VARIABLE
+
+# What a process inherits begins here, behind the standard streams; sd_listen_fds(3) numbers sockets so.
+FIRST_INHERITED = 3
+
+# Where descriptors wait to be moved there: above all of these, so that no move destroys another's source.
+_PARKED = 200
+
+
+class ChildProcess:
+    """One child, or one that `reaper.become_subreaper` has made ours.
+
+    Attributes:
+        pid: its number.
+        status: its exit code, or minus the number of the signal that ended it; None until it has been waited for.
+    """
+
+    def __init__(self, pid: int) -> None:
+        self.pid = pid
+        self.status: int | None = None
+        try:
+            self._descriptor = os.pidfd_open(pid)
+        except OSError:
+            # Nobody could wait for it: without a descriptor it may not live.
+            os.kill(pid, signal.SIGKILL)
+            _read_status(pid)
+            raise
+
+    def send_signal(self, number: signal.Signals) -> None:
+        """Signal this process and no other that may have got its number since; no error if it is gone."""
+        with suppress(ProcessLookupError):
+            signal.pidfd_send_signal(self._descriptor, number)
+
+    async def wait(self) -> int:
+        """Return its status once it has ended."""
+        while self.status is None:
+            await trio.lowlevel.wait_readable(self._descriptor)
+            if self.status is None:
+                self.status = _read_status(self.pid)
+        return self.status
+
+    def close(self) -> None:
+        """Give back the descriptor."""
+        os.close(self._descriptor)
+
+
+def _read_status(pid: int) -> int:
+    try:
+        return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    except ChildProcessError:
+        return 1  # somebody has read it before us
+
+
+# -- starting ------------------------------------------------------------------------------------------------
+
+
+def spawn_python(module: str, environment: Mapping[str, str], inherited: Sequence[int], link: int) -> int:
+    """Run a module of ours with `inherited` as descriptors 3, 4, ..., of which `link` is the one to its parent."""
+    path = {LINK_VARIABLE: str(link), "PYTHONPATH": _python_path(environment)}
+    return spawn_ourselves(module, (), {**environment, **path}, inherited)
+
+
+def spawn_ourselves(
+    module: str, arguments: Sequence[str], environment: Mapping[str, str], inherited: Sequence[int]
+) -> int:
+    """Run a module with this interpreter and `inherited` as descriptors 3, 4, ...; returns the process id.
+
+    Never forks (posix_spawn(3)).
+
+    Raises:
+        OSError: the machine is out of processes or descriptors.
+    """
+    parked: list[int] = []
+    try:
+        for fd in inherited:
+            parked.append(fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, _PARKED))  # noqa: PERF401 - may fail midway
+        moves = [(os.POSIX_SPAWN_DUP2, fd, FIRST_INHERITED + index) for index, fd in enumerate(parked)]
+        return os.posix_spawn(
+            sys.executable,
+            [sys.executable, *_interpreter_flags(), "-m", module, *arguments],
+            environment,
+            file_actions=moves,
+            # Whatever this process ignores or blocks is its own affair.
+            setsigmask=(),
+            setsigdef=(signal.SIGPIPE, signal.SIGTERM, signal.SIGINT, signal.SIGQUIT, signal.SIGHUP),
+        )
+    finally:
+        for fd in parked:
+            os.close(fd)
+
+
+def _interpreter_flags() -> list[str]:
+    """-W, -X, -O and so on, as this interpreter was given them."""
+    return list(subprocess._args_from_interpreter_flags())  # type: ignore[attr-defined]
+
+
+def _python_path(environment: Mapping[str, str]) -> str:
+    """Where the child finds this very trioserve, even if it was not installed."""
+    home = str(Path(__file__).resolve().parents[2])
+    before = environment.get("PYTHONPATH", "")
+    return before if home in before.split(os.pathsep) else os.pathsep.join(filter(None, [before, home]))
