@@ -18,6 +18,7 @@ Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 
 COUNT_PATH = "/_count"
+FILES_VARIABLE = "BENCH_FILES"
 HELLO_BODY = b"Hello, world!\n"
 BODY_10K = bytes(range(32, 127)) * 108
 BODY_10K = BODY_10K[:10240]
@@ -95,6 +96,21 @@ async def starlette_route(scope: Scope, receive: Receive, send: Send) -> None:
     _calls += 1
     if _starlette is None:
         _starlette = _build_starlette()
+    await _starlette(scope, receive, send)
+
+
+async def starlette_files(scope: Scope, receive: Receive, send: Send) -> None:
+    """Starlette's StaticFiles under /files/, over the directory that the environment names."""
+    global _starlette
+    if scope["type"] != "http":
+        await _not_counted(scope, receive, send)
+        return
+    if _starlette is None:
+        from starlette.applications import Starlette
+        from starlette.routing import Mount
+        from starlette.staticfiles import StaticFiles
+
+        _starlette = Starlette(routes=[Mount("/files", StaticFiles(directory=os.environ[FILES_VARIABLE]))])
     await _starlette(scope, receive, send)
 
 

@@ -8,6 +8,7 @@ died.
 from __future__ import annotations
 
 import subprocess
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -46,7 +47,7 @@ def take_load_turn(server: Server, workload: Workload, settings: Settings, seed:
         cpu_after = snapshot_cpu(process.pid)
         calls = calls_after - calls_before
         check_result(result, calls, workload)
-        turn = _figures(result, calls, (cpu_before, cpu_after))
+        turn = figures(result, calls, (cpu_before, cpu_after))
         if (log := process.access_log_path) is not None:
             process.stop()
             _check_access_log(log, calls_after)
@@ -71,12 +72,14 @@ def check_answer(process: ServerProcess, workload: Workload) -> None:
         )
 
 
-def run_wrk(process: ServerProcess, workload: Workload, seconds: float, seed: int) -> WrkResult:
+def run_wrk(
+    process: ServerProcess, workload: Workload, seconds: float, seed: int, extra: Sequence[str] = ()
+) -> WrkResult:
     """Load the server for whole seconds; wrk counts no fractions of them."""
     command = ["wrk", "--threads", "1", "--connections", str(workload.connections)]
     command += ["--duration", f"{max(1, round(seconds))}s", "--timeout", f"{_WRK_TIMEOUT}s"]
     command += ["--script", str(_WRK_SCRIPT), f"http://{HOST}:{process.port}/"]
-    command += ["--", workload.request, str(seed)]
+    command += ["--", workload.request, str(seed), *extra]
     limit = seconds + 3 * _WRK_TIMEOUT
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=limit, check=False)
@@ -108,7 +111,8 @@ def check_result(result: WrkResult, calls: int, workload: Workload) -> None:
         )
 
 
-def _figures(result: WrkResult, calls: int, cpu: tuple[CpuSnapshot, CpuSnapshot]) -> Turn:
+def figures(result: WrkResult, calls: int, cpu: tuple[CpuSnapshot, CpuSnapshot]) -> Turn:
+    """What a load comes to: `calls` requests for the CPU time between two snapshots."""
     clocks, ticks = cpu_used_us(*cpu)
     turn = Turn(
         {

@@ -72,6 +72,19 @@ def process_tree(root: int) -> list[ProcessStat]:
     return tree
 
 
+def listening_inode(port: int) -> int:
+    """The inode of the socket that listens on a TCP port of 127.0.0.1, or of any address (proc(5), /proc/net/tcp).
+
+    Raises:
+        ConnectionError: there is none.
+    """
+    for line in Path("/proc/net/tcp").read_text().splitlines()[1:]:
+        fields = line.split()
+        if fields[3] == "0A" and int(fields[1].rpartition(":")[2], 16) == port:
+            return int(fields[9])
+    raise ConnectionError(f"nobody listens on port {port}")
+
+
 # -- CPU time -----------------------------------------------------------------------------------------------
 
 _TICK_US = 1e6 / os.sysconf("SC_CLK_TCK")

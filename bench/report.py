@@ -28,6 +28,8 @@ _PACKAGES = (
 # The figure that a kind of workload is about, and its heading.
 _FIGURES = {
     "load": ("cpu_us", "CPU µs/request"),
+    "files": ("cpu_us", "CPU µs/request"),
+    "slow-readers": ("growth_mb", "growth MB"),
     "memory": ("kb_per_connection", "kB/connection"),
     "startup": ("startup_ms", "ms"),
     "leak": ("growth_percent", "growth %"),

@@ -25,6 +25,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from bench import report
 from bench.chart import chart_of
+from bench.files import take_files_turn, take_slow_readers_turn
 from bench.load import Settings, take_load_turn, take_startup_turn
 from bench.measure import Turn, TurnError
 from bench.memory import take_leak_turn, take_memory_turn
@@ -171,6 +172,8 @@ def _chosen_servers(args: argparse.Namespace) -> list[Server]:
 def _takes_part(server: Server, workload: Workload, args: argparse.Namespace) -> bool:
     if workload.name in server.unfit or (workload.access_log and server.access_log is None):
         return False
+    if server.files is None if workload.file_count else server.only_files:
+        return False
     if args.servers:
         return True
     if args.quick and (server.minor or (workload.kind == "memory" and server.name not in _QUICK_MEMORY)):
@@ -198,7 +201,7 @@ def _measure(
 
 
 def _number_of_rounds(workload: Workload, args: argparse.Namespace) -> int:
-    if workload.kind in ("memory", "leak"):
+    if workload.kind in ("memory", "leak", "slow-readers"):
         return 1
     if workload.kind == "startup":
         return max(_STARTUP_ROUNDS, args.rounds or 0)
@@ -215,6 +218,10 @@ def _take_turn(server: Server, workload: Workload, settings: Settings, seed: int
             return take_memory_turn(server, workload, settings, seed)
         if workload.kind == "startup":
             return take_startup_turn(server, workload, settings)
+        if workload.kind == "files":
+            return take_files_turn(server, workload, settings, seed)
+        if workload.kind == "slow-readers":
+            return take_slow_readers_turn(server, workload, settings, seed)
         if workload.kind == "leak":
             return take_leak_turn(server, workload, settings, seed)
         return take_load_turn(server, workload, settings, seed)

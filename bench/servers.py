@@ -13,6 +13,7 @@ import http.client
 import importlib.util
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -20,13 +21,13 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from bench.apps import COUNT_PATH
-from bench.measure import ProcessStat, TurnError, process_tree, read_stat
+from bench.apps import COUNT_PATH, FILES_VARIABLE
+from bench.measure import ProcessStat, TurnError, listening_inode, process_tree, read_stat
 
 ROOT = Path(__file__).resolve().parent.parent
 HOST = "127.0.0.1"
@@ -85,6 +86,8 @@ class Launch:
     app: str
     access_log: Path | None = None  # None: off; else the file it shall end up in
     keep_alive: int | None = None  # seconds; None leaves the server's default
+    files: Path | None = None  # serve this directory instead of an application, under /files/
+    directory: Path = Path()  # for what the server itself must have on disk
 
 
 @dataclass(frozen=True)
@@ -101,11 +104,32 @@ class Server:
     unfit: Mapping[str, str] = field(default_factory=dict)
     # Measured only under the workloads that matter most, unless --servers names it.
     minor: bool = False
+    # How it serves `Launch.files`, where it can.
+    files: Callable[[Launch], list[str]] | None = None
+    # The program that takes the arguments; Python where there is none.
+    program: str | None = None
+    only_files: bool = False
 
     @property
     def missing(self) -> list[str]:
-        """The needed modules that cannot be found."""
-        return [module for module in self.needs if not _can_find(module)]
+        """The needed modules and programs that cannot be found."""
+        missing = [module for module in self.needs if not _can_find(module)]
+        if self.program is not None and find_program(self.program) is None:
+            missing.append(self.program)
+        return missing
+
+    def command(self, launch: Launch) -> list[str]:
+        """The whole command line."""
+        arguments = self.arguments if launch.files is None else self.files
+        assert arguments is not None
+        program = sys.executable if self.program is None else find_program(self.program)
+        assert program is not None
+        return [program, *arguments(launch)]
+
+
+def find_program(name: str) -> str | None:
+    """Where a program is; distributions put daemons where users do not look."""
+    return shutil.which(name, path=os.environ.get("PATH", os.defpath) + ":/usr/sbin:/usr/local/sbin")
 
 
 def _can_find(module: str) -> bool:
@@ -153,6 +177,58 @@ def _granian(launch: Launch) -> list[str]:
     return [*arguments, launch.app]
 
 
+def _trioserve_files(launch: Launch, engine: str) -> list[str]:
+    assert launch.files is not None
+    mount = f"/files={launch.files}"
+    return ["-m", "trioserve", "--bind", f"{HOST}:{launch.port}", "--http-engine", engine, "--static", mount,
+            "bench.apps:hello"]  # fmt: skip
+
+
+def _granian_files(launch: Launch) -> list[str]:
+    route = ["--static-path-route", "/files", "--static-path-mount", str(launch.files)]
+    return [*_granian(launch)[:-1], *route, "bench.apps:hello"]
+
+
+# As the issue of a fair comparison asks: sendfile, whole segments, and descriptors kept open; one worker.
+_NGINX = """
+daemon off;
+worker_processes 1;
+pid {directory}/nginx.pid;
+error_log stderr error;
+events {{ worker_connections 4096; }}
+http {{
+    access_log off;
+    sendfile on;
+    tcp_nopush on;
+    tcp_nodelay on;
+    keepalive_requests 100000000;
+    open_file_cache max=1000 inactive=60s;
+    open_file_cache_valid 60s;
+    open_file_cache_errors on;
+    types {{ text/html html; application/octet-stream bin; }}
+    client_body_temp_path {directory}/body;
+    proxy_temp_path {directory}/proxy;
+    fastcgi_temp_path {directory}/fastcgi;
+    uwsgi_temp_path {directory}/uwsgi;
+    scgi_temp_path {directory}/scgi;
+    server {{
+        listen {host}:{port} backlog=511;
+        location /files/ {{ alias {files}/; }}
+    }}
+}}
+"""
+
+
+def _nginx_files(launch: Launch) -> list[str]:
+    path = launch.directory / "nginx.conf"
+    path.write_text(
+        _NGINX.format(directory=launch.directory, host=HOST, port=launch.port, files=launch.files)
+    )
+    # Of root's right to change the user nothing is left to it: it would lose the files.
+    user = ["-g", "user root;"] if os.geteuid() == 0 else []
+    return ["-p", str(launch.directory), "-c", str(path), "-e", "stderr", *user]
+
+
 # It has no `python -m` form; the settings that its command line lacks are set on its module's server object.
 _FASTPYSGI = """
 import sys, fastpysgi
@@ -175,6 +251,7 @@ SERVERS: tuple[Server, ...] = (
         "one worker, httptools engine",
         lambda launch: _trioserve(launch, "httptools"),
         access_log="file",
+        files=lambda launch: _trioserve_files(launch, "httptools"),
     ),
     Server(
         "trioserve-h11",
@@ -182,6 +259,16 @@ SERVERS: tuple[Server, ...] = (
         "one worker, h11 engine",
         lambda launch: _trioserve(launch, "h11"),
         access_log="file",
+        files=lambda launch: _trioserve_files(launch, "h11"),
+    ),
+    Server(
+        "nginx",
+        (),
+        "sendfile, tcp_nopush, open_file_cache, one worker",
+        _nginx_files,
+        files=_nginx_files,
+        program="nginx",
+        only_files=True,
     ),
     Server(
         "fastpysgi",
@@ -190,13 +277,24 @@ SERVERS: tuple[Server, ...] = (
         _fastpysgi,
         unfit={"stream-10": "version 0.6 sends the first of several body events in a row, then nothing more"},
     ),
-    Server("granian", ("granian", "uvloop"), "ASGI, uvloop, HTTP/1, one runtime thread", _granian),
+    Server(
+        "granian",
+        ("granian", "uvloop"),
+        "ASGI, uvloop, HTTP/1, one runtime thread",
+        _granian,
+        files=_granian_files,
+        unfit={"files-304": "it sends no validators"},
+    ),
     Server(
         "uvicorn",
         ("uvicorn", "uvloop", "httptools"),
         "uvloop, httptools",
         lambda launch: _uvicorn(launch, "uvloop", "httptools"),
         access_log="stdout",
+        # Starlette's StaticFiles; its directory comes with the environment.
+        files=lambda launch: _uvicorn(
+            replace(launch, app="bench.apps:starlette_files"), "uvloop", "httptools"
+        ),
     ),
     Server(
         "uvicorn-h11",
@@ -244,6 +342,7 @@ class ServerProcess:
         *,
         access_log: bool = False,
         keep_alive: int | None = None,
+        files: Path | None = None,
     ) -> None:
         self.server = server
         self.app = app
@@ -251,6 +350,7 @@ class ServerProcess:
         self.port = 0
         self.startup_seconds = 0.0
         self._keep_alive = keep_alive
+        self._files = files
         self._directory = tempfile.TemporaryDirectory(prefix="bench-")
         self._output = Path(self._directory.name, "output.log")
         self._wants_access_log = access_log
@@ -302,14 +402,21 @@ class ServerProcess:
 
     def _start(self) -> None:
         self.port = free_port()
-        launch = Launch(self.port, self.app, self.access_log_path, self._keep_alive)
-        command = [sys.executable, *self.server.arguments(launch)]
+        launch = Launch(
+            self.port,
+            self.app,
+            self.access_log_path,
+            self._keep_alive,
+            self._files,
+            Path(self._directory.name),
+        )
+        command = self.server.command(launch)
         with self._output.open("wb") as output:
             begin = time.perf_counter()
             self._process = subprocess.Popen(
                 command,
                 cwd=ROOT,
-                env=_environment(),
+                env=_environment(self._files),
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,
@@ -327,7 +434,7 @@ class ServerProcess:
                     f"ended with code {code} before its first answer; it said: {self.output_tail()}"
                 )
             try:
-                answered_by = self.fetch_count().pid
+                answered_by = self.fetch_count().pid if self._files is None else self.listening_pid()
             except (OSError, http.client.HTTPException):
                 if time.perf_counter() - begin > START_TIMEOUT:
                     tail = self.output_tail()
@@ -360,6 +467,22 @@ class ServerProcess:
         if status != 200:
             raise http.client.HTTPException(f"{COUNT_PATH} answered {status}")
         return Count(**json.loads(body))
+
+    def listening_pid(self) -> int:
+        """A process of ours that holds the listening socket of our port; for servers that run no application of ours.
+
+        Raises:
+            ConnectionError: nobody listens there yet.
+            TurnError: somebody else does.
+        """
+        socket.create_connection((HOST, self.port), timeout=10).close()
+        inode = listening_inode(self.port)
+        for stat in process_tree(self.pid):
+            for link in Path(f"/proc/{stat.pid}/fd").iterdir():
+                with contextlib.suppress(OSError):
+                    if str(link.readlink()) == f"socket:[{inode}]":
+                        return stat.pid
+        raise TurnError(f"port {self.port} is served by a process that is not of this server")
 
     def settled_count(self) -> int:
         """The count once it stands still: what the load left in flight has then been served."""
@@ -431,8 +554,10 @@ def _in_child(core: int) -> None:
     _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
-def _environment() -> dict[str, str]:
+def _environment(files: Path | None) -> dict[str, str]:
     # Settings of the caller's shell must not reach a server.
     prefixes = ("GRANIAN_", "UVICORN_", "TRIOSERVE_", "HYPERCORN_", "PYTHON", "WEB_CONCURRENCY", "FORWARDED_")
     kept = {name: value for name, value in os.environ.items() if not name.startswith(prefixes)}
+    if files is not None:
+        kept[FILES_VARIABLE] = str(files)
     return {**kept, "PYTHONPATH": str(ROOT)}

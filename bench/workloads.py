@@ -8,6 +8,7 @@ means all of them.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from bench import apps
 
@@ -34,13 +35,16 @@ class Workload:
     title: str
     app: str
     probe: Probe
-    kind: str = "load"  # load, memory, startup, leak
+    kind: str = "load"  # load, memory, startup, leak, files, slow-readers
     request: str = "plain"  # the KIND of wrk.lua
     connections: int = 64
     access_log: bool = False
     only: tuple[str, ...] = ()  # names of servers; empty: all
     key: bool = False  # one of the two that the chart shows: it gets two rounds more
     in_quick: bool = False
+    file_size: int = 0  # bytes of each file, where files are served
+    file_count: int = 0  # how many files take turns
+    validated: bool = False  # the client has the file, and asks whether it is still the same
 
 
 _HELLO = Probe("GET", "/", None, apps.HELLO_BODY)
@@ -57,6 +61,22 @@ def _hello(connections: int) -> Workload:
         connections=connections,
         key=connections == 64,
         in_quick=connections == 64,
+    )
+
+
+def _files(name: str, size: int, count: int, *, connections: int = 64, **more: Any) -> Workload:
+    what = "304 for" if more.get("validated") else "GET"
+    return Workload(
+        f"files-{name}",
+        f"{what} static files of {size / 1024:,.0f} KiB, {count} of them in turn, {connections} connections",
+        "bench.apps:hello",
+        Probe("GET", "/", None, b""),
+        kind="files",
+        request="files",
+        connections=connections,
+        file_size=size,
+        file_count=count,
+        **more,
     )
 
 
@@ -118,6 +138,22 @@ WORKLOADS: tuple[Workload, ...] = (
         _HELLO,
         kind="memory",
         in_quick=True,
+    ),
+    _files("1k", 1024, 64, key=True, in_quick=True),
+    _files("16k", 16 * 1024, 64),
+    _files("100k", 100 * 1024, 64, in_quick=True),
+    _files("10m", 10 * 1024 * 1024, 4, connections=8),
+    # One file: each server has validators of its own for it.
+    _files("304", 1024, 1, validated=True),
+    Workload(
+        "slow-readers",
+        "memory growth while 50 clients read a file of 1 GiB slowly",
+        "bench.apps:hello",
+        Probe("GET", "/", None, b""),
+        kind="slow-readers",
+        connections=50,
+        file_size=1024**3,
+        file_count=1,
     ),
     Workload("startup", "from exec to the first answer", "bench.apps:hello", _HELLO, kind="startup"),
     Workload(

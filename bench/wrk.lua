@@ -1,5 +1,5 @@
 -- What wrk sends, and the one line it reports. Called by load.py as
---   wrk ... -s wrk.lua URL -- KIND SEED
+--   wrk ... -s wrk.lua URL -- KIND SEED [...]
 -- KIND "plain" leaves wrk's own static request alone, so the client is as light as it can be.
 
 local counter = 0
@@ -51,12 +51,30 @@ local function route_requests()
   end
 end
 
+-- Files of one directory in turn; with a validator, as a browser that has the file.
+local function file_requests(name, count, validator)
+  local tail = " HTTP/1.1\r\nHost: " .. wrk.host .. ":" .. wrk.port .. "\r\nAccept: */*\r\n"
+  if validator and validator ~= "" then
+    tail = tail .. "If-None-Match: " .. validator .. "\r\n"
+  end
+  local pool = {}
+  for i = 0, count - 1 do
+    pool[i] = "GET /files/" .. name .. "-" .. i .. ".bin" .. tail .. "\r\n"
+  end
+  return function()
+    counter = counter + 1
+    return pool[counter % count]
+  end
+end
+
 function init(args)
   local kind, seed = args[1], tonumber(args[2]) or 1
   if kind == "browser" then
     request = browser_requests(seed)
   elseif kind == "route" then
     request = route_requests()
+  elseif kind == "files" then
+    request = file_requests(args[3], tonumber(args[4]), args[5])
   elseif kind == "post" then
     wrk.method = "POST"
     wrk.body = string.rep("0123456789abcdef", 64)
