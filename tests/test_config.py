@@ -139,6 +139,7 @@ def test_our_defaults_are_the_designs() -> None:
         "request_queue_timeout": 1,
         "request_timeout": None,
         "response_write_timeout": 30,
+        "static_mounts": [],
         "worker_timeout": 30,
         "wsgi_threads": 40,
     }

@@ -17,6 +17,7 @@ from trioserve.config.settings import BY_NAME, default_with_unit, settings_table
 from trioserve.structure.boundary import ROWS, Verdict
 
 from .e2e.process import REPOSITORY, run_to_end, start_process
+from .e2e.static_differences import differences_markdown
 
 README = REPOSITORY / "README.md"
 
@@ -41,7 +42,11 @@ def boundary_table_markdown() -> str:
     return "\n".join(lines) + "\n"
 
 
-TABLES = {"boundary table": boundary_table_markdown, "settings table": settings_table_markdown}
+TABLES = {
+    "boundary table": boundary_table_markdown,
+    "settings table": settings_table_markdown,
+    "static differences": differences_markdown,
+}
 
 
 def between_markers(name: str) -> re.Pattern[str]:

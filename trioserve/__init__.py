@@ -11,18 +11,39 @@ from __future__ import annotations
 
 __version__ = "0.1.0"
 
+from typing import TYPE_CHECKING, Any
+
 from trioserve.config import Config
 from trioserve.errors import ClientDisconnected, ConfigError, Fatal, LifespanFailed, TrioserveError
 from trioserve.worker.serve import run, serve
 
+if TYPE_CHECKING:
+    from trioserve.middleware.compression import Compression
+    from trioserve.static.handler import StaticFiles
+
 __all__ = [
     "ClientDisconnected",
+    "Compression",
     "Config",
     "ConfigError",
     "Fatal",
     "LifespanFailed",
+    "StaticFiles",
     "TrioserveError",
     "__version__",
     "run",
     "serve",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    # Only who uses them needs what they are made of.
+    if name == "StaticFiles":
+        from trioserve.static.handler import StaticFiles
+
+        return StaticFiles
+    if name == "Compression":
+        from trioserve.middleware.compression import Compression
+
+        return Compression
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -51,6 +51,10 @@ def _run(argv: Sequence[str]) -> int:
         from trioserve.supervisor.ctl import run_ctl
 
         return run_ctl(argv[1:])
+    if argv and argv[0] == "precompress":
+        from trioserve.static.precompress import run_precompress
+
+        return run_precompress(argv[1:])
     config, wish = configure(argv, os.environ)
     if wish == "print":
         print(config_as_toml(config), end="")
@@ -64,6 +68,10 @@ def _run(argv: Sequence[str]) -> int:
         return EXIT_OK
     if not config.application_path:
         raise UsageError(f"no application given; {_EXAMPLE}")
+    if _is_static(argv):
+        from trioserve.static.command import describe
+
+        print(describe(*_static_arguments(argv[1:])[:2], config), flush=True)
     if config.workers != 0 and CAN_SUPERVISE:
         from trioserve.supervisor.supervisor import run_supervisor
 
@@ -76,7 +84,7 @@ def _run(argv: Sequence[str]) -> int:
 
 def configure(argv: Sequence[str], environment: Mapping[str, str]) -> tuple[Config, Wish]:
     """What the arguments, the environment and the configuration file say, and what is to be done with it."""
-    flags = _parse(argv)
+    flags = _static_arguments(argv[1:])[2] if _is_static(argv) else _parse(argv, build_parser())
     path = flags.pop("config", None)
     wish: Wish = flags.pop("wish", "serve")
     return load_config(flags, environment, path), wish
@@ -85,8 +93,23 @@ def configure(argv: Sequence[str], environment: Mapping[str, str]) -> tuple[Conf
 # -- arguments ----------------------------------------------------------------------------------------------
 
 
-def _parse(argv: Sequence[str]) -> dict[str, Any]:
-    parser = build_parser()
+def _is_static(argv: Sequence[str]) -> bool:
+    return bool(argv) and argv[0] == "static"
+
+
+def _static_arguments(argv: Sequence[str]) -> tuple[str, dict[str, Any], dict[str, Any]]:
+    """The directory and its options, and the flags of the server; among those the app that serves it."""
+    from trioserve.static import command
+
+    flags = _parse(argv, build_parser("directory"))
+    directory = flags.get("application_path", ".")
+    options = command.take_options(flags)
+    # A file or the environment may name an app, but what is served is said here.
+    flags |= {"application_path": command.application_path(directory, options), "factory": False}
+    return directory, options, flags
+
+
+def _parse(argv: Sequence[str], parser: _Parser) -> dict[str, Any]:
     found, extra = parser.parse_known_args(list(argv))
     flags = vars(found)
     for argument in extra:
@@ -94,7 +117,7 @@ def _parse(argv: Sequence[str]) -> dict[str, Any]:
         if argument.startswith("-") and argument != "-":
             raise UsageError(f"unknown flag {argument.partition('=')[0]}{_flag_hint(parser, argument)}")
     if extra:
-        raise UsageError(f"only one application can be served, but there is also {extra[0]!r}")
+        raise UsageError(f"only one {parser.noun} can be served, but there is also {extra[0]!r}")
     if flags.get("application_path") is None:
         flags.pop("application_path", None)
     return flags
@@ -111,19 +134,27 @@ def _flag_hint(parser: argparse.ArgumentParser, argument: str) -> str:
     return f"; did you mean {near[0]}?" if near else ""
 
 
-def build_parser() -> argparse.ArgumentParser:
-    """The parser of the command line, written from the table of settings."""
+def build_parser(noun: Literal["application", "directory"] = "application") -> _Parser:
+    """The parser of the command line, written from the table of settings; `noun` is what is served."""
+    of_app = noun == "application"
     parser = _Parser(
-        prog="trioserve",
-        usage="trioserve [flags] module:app",
-        description="Serve an ASGI or WSGI application on trio.",
+        prog="trioserve" if of_app else "trioserve static",
+        usage="trioserve [flags] module:app" if of_app else "trioserve static [flags] [DIR]",
+        description=(
+            "Serve an ASGI or WSGI application on trio." if of_app else "Serve the files of a directory."
+        ),
         epilog=_epilog(),
         formatter_class=argparse.RawDescriptionHelpFormatter,
         argument_default=argparse.SUPPRESS,
         allow_abbrev=False,
         add_help=False,
     )
+    parser.noun = noun
     _add_command_flags(parser)
+    if not of_app:
+        from trioserve.static.command import add_flags
+
+        add_flags(parser)
     for topic, settings in itertools.groupby(SETTINGS, key=lambda setting: setting.topic):
         group = parser.add_argument_group(topic)
         for setting in settings:
@@ -133,19 +164,23 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 class _Parser(argparse.ArgumentParser):
+    noun = "application"
+
     def error(self, message: str) -> NoReturn:
         raise UsageError(message)
 
 
-def _add_command_flags(parser: argparse.ArgumentParser) -> None:
+_OPERANDS = {
+    "application": "module:attribute, module (then the attribute is app), path/file.py:attribute, or "
+    "module:factory(), optionally with asgi: or wsgi: in front",
+    "directory": "what to serve (default .)",
+}
+
+
+def _add_command_flags(parser: _Parser) -> None:
     # None, not SUPPRESS: argparse gives an absent optional positional its default in any case.
     parser.add_argument(
-        "application_path",
-        nargs="?",
-        default=None,
-        metavar="application",
-        help="module:attribute, module (then the attribute is app), path/file.py:attribute, or "
-        "module:factory(), optionally with asgi: or wsgi: in front",
+        "application_path", nargs="?", default=None, metavar=parser.noun, help=_OPERANDS[parser.noun]
     )
     group = parser.add_argument_group("Command")
     group.add_argument(
@@ -236,6 +271,7 @@ def _epilog() -> str:
     textless = [s.name for s in SETTINGS if not s.option_strings + s.deprecated_flags]
     return (
         "To ask or command a running server (status, workers, scale, reload, ...): trioserve ctl --help\n"
+        "To serve a directory: trioserve static --help. To compress its files first: trioserve precompress --help\n"
         "\n"
         "Each source overrides the one before: configuration file, environment (TRIOSERVE_ and the name\n"
         "of the setting in capitals; lists with commas), flags. Durations are seconds, sizes are bytes.\n"

@@ -7,7 +7,7 @@ the process exit code that goes with it.
 - the peer's: `RequestRefused`, `ClientDisconnected`
 - the app's: `AppMisuse` and its kin, `LifespanFailed`, `LoopBlocked`, `Fatal`
 - the operator's: `ConfigError`, `UsageError`, `AppNotFound`
-- the machine's: `BindError`
+- the machine's: `BindError`, `FileSendFailed`
 """
 
 from __future__ import annotations
@@ -130,6 +130,14 @@ class AppNotFound(TrioserveError):
 
 
 # -- the machine's ------------------------------------------------------------------------------------------
+
+
+class FileSendFailed(OSError):
+    """A file could not be sent whole: it was cut short or deleted meanwhile, or reading it failed.
+
+    Raised by `send()` for `http.response.zerocopysend` and `http.response.pathsend`. Apps may let it pass: the boundary
+    knows it by identity, ends the response visibly truncated (500 if nothing was sent), and serves on.
+    """
 
 
 class BindError(TrioserveError):

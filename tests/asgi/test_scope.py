@@ -17,6 +17,10 @@ from trioserve.testing import RawClient, TestServer, encode_request, serving
 from ..apps import respond
 
 
+# On every connection that is not TLS.
+FILES: dict[str, Any] = {"http.response.zerocopysend": {}, "http.response.pathsend": {"ranges": True}}
+
+
 class Witness:
     """An app that keeps the scopes it was given."""
 
@@ -66,7 +70,7 @@ async def test_the_scope_has_exactly_the_keys_of_the_specification(engine: str) 
             "client": (address[0], address[1]),
             "server": ("127.0.0.1", port),
             "state": {},
-            "extensions": {"http.response.early_hint": {}},
+            "extensions": {"http.response.early_hint": {}, **FILES},
         }
     ]  # fmt: skip
 
@@ -114,10 +118,10 @@ async def test_extensions_are_those_of_the_version_and_of_the_request(engine: st
     )
     assert plain["http_version"] == wanting["http_version"] == version
     if version == "1.0":
-        assert plain["extensions"] == wanting["extensions"] == {}
+        assert plain["extensions"] == wanting["extensions"] == FILES
     else:
-        assert plain["extensions"].keys() == {"http.response.early_hint"}
-        assert wanting["extensions"].keys() == {"http.response.early_hint", "http.response.trailers"}
+        assert plain["extensions"].keys() == {"http.response.early_hint", *FILES}
+        assert wanting["extensions"].keys() == {"http.response.early_hint", "http.response.trailers", *FILES}
 
 
 async def test_names_are_lower_case_and_values_are_stripped(engine: str) -> None:

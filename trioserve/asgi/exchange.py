@@ -25,9 +25,11 @@ from typing import Any, NoReturn
 
 import trio
 
+from trioserve.asgi.file_body import PATHSEND, ZEROCOPYSEND, FilePart, borrowed_part, part_of, path_of
 from trioserve.errors import (
     ClientDisconnected,
     ConcurrentCall,
+    FileSendFailed,
     InvalidResponse,
     UnexpectedMessage,
     WrongContentLength,
@@ -76,6 +78,7 @@ class Exchange:
         head_at: when the head was written (trio's clock), None before.
         response_bytes: body bytes handed to the transport.
         gone: the `ClientDisconnected` that this exchange raised, for the boundary to recognise.
+        file_error: the same for `FileSendFailed`; once the head is on the wire, nothing more may be sent.
         debug_info: the `info` of an `http.response.debug` event, or None.
     """
 
@@ -87,6 +90,7 @@ class Exchange:
     head_at: float | None = None
     response_bytes = 0
     gone: ClientDisconnected | None = None
+    file_error: FileSendFailed | None = None
     debug_info: Any = None
     _request_told = False  # the app has been given the end of the request body
     _receiving = False
@@ -134,6 +138,7 @@ class Exchange:
             UnexpectedMessage, InvalidResponse, WrongContentLength: the event may not be sent (the app's bug).
             ConcurrentCall: another task is in `send()` of this request.
             ClientDisconnected: the peer has reset the connection, or a write to it has failed.
+            FileSendFailed: a file is shorter than it was, or cannot be read.
         """
         if self._sending:
             raise ConcurrentCall("send() was called while another task of the app is waiting in it")
@@ -177,6 +182,8 @@ class Exchange:
             self.wire_add_trailers(message.get("headers", ()))
             if not message.get("more_trailers", False):
                 await self._write(self.wire_end_trailers)
+        elif event in (ZEROCOPYSEND, PATHSEND) and (state is _HELD or state is _STREAMING):
+            await self._send_file(message, message.get("more_body", False))
         elif event == "http.response.early_hint" and state is _NONE:
             self._check_connected()
             links = listed(message.get("links", ()))
@@ -189,6 +196,44 @@ class Exchange:
             self.debug_info = message.get("info")
         else:
             self._refuse_event(event, state)
+
+    async def _send_file(self, message: Message, more: bool) -> None:
+        if not self.wire_takes_body():
+            await self._write(lambda: self.wire_send_body(b"", more))
+            return
+        if self.file_error is not None and self.state > _HELD:
+            raise self.file_error
+        opened: int | None = None
+        self._sending = True
+        try:
+            if message["type"] == PATHSEND:
+                opened = await self.wire_open(path_of(message))
+                part = part_of(message, opened)
+            else:
+                part = borrowed_part(message)
+            await self.wire_send_file(part, more)
+            if opened is None and message.get("offset") is None:
+                os.lseek(part.fd, part.offset + part.count, os.SEEK_SET)  # as a read would have moved it
+        except (OSError, trio.ClosedResourceError) as error:
+            self._raise_failure(error)
+        finally:
+            self._sending = False
+            if opened is not None:
+                os.close(opened)
+
+    async def send_last_part(self, part: FilePart) -> None:
+        """Send a part of a file as the end of the body; for a protocol that has begun with it already.
+
+        Raises:
+            ClientDisconnected, FileSendFailed: as `send`.
+        """
+        self._sending = True
+        try:
+            await self.wire_send_file(part, False)
+        except (OSError, trio.ClosedResourceError) as error:
+            self._raise_failure(error)
+        finally:
+            self._sending = False
 
     def _refuse_event(self, event: object, state: ResponseState) -> NoReturn:
         if state is _COMPLETE and str(event).startswith("http.response."):
@@ -211,13 +256,20 @@ class Exchange:
         self._sending = True
         try:
             await self.wire_flush()
-        except OSError as error:
-            self.raise_disconnected(error)
-        except trio.ClosedResourceError:
-            # A task that has outlived its request: the connection was closed under it.
-            self.raise_disconnected(OSError(errno.EPIPE, os.strerror(errno.EPIPE)))
+        except (OSError, trio.ClosedResourceError) as error:
+            self._raise_failure(error)
         finally:
             self._sending = False
+
+    def _raise_failure(self, error: OSError | trio.ClosedResourceError) -> NoReturn:
+        """Say what a write has met in the app's terms: the file is at fault, or the peer is gone."""
+        if isinstance(error, FileSendFailed):
+            self.file_error = error
+            raise error
+        if isinstance(error, OSError):
+            self.raise_disconnected(error)
+        # A task that has outlived its request: the connection was closed under it.
+        self.raise_disconnected(OSError(errno.EPIPE, os.strerror(errno.EPIPE)))
 
     async def _give_way(self) -> None:
         now = self.connection.worker.clock()
@@ -262,6 +314,26 @@ class Exchange:
 
     def wire_send_body(self, body: bytes, more: bool) -> bool:
         """Write a part of the body (with the head if it is still held) and move `state`; True if it would block."""
+        raise NotImplementedError
+
+    def wire_takes_body(self) -> bool:
+        """Whether this response has a body at all; False for HEAD and for statuses without one."""
+        raise NotImplementedError
+
+    async def wire_open(self, path: str | bytes) -> int:
+        """Open a file for reading without blocking the event loop; the descriptor is the caller's.
+
+        Raises:
+            FileSendFailed: it cannot be opened.
+        """
+        raise NotImplementedError
+
+    async def wire_send_file(self, part: FilePart, more: bool) -> None:
+        """Write a part of a file as the next part of the body, and move `state`; returns once it is sent.
+
+        Raises:
+            FileSendFailed: the file turned out to be shorter, or cannot be read.
+        """
         raise NotImplementedError
 
     async def wire_flush(self) -> None:

@@ -34,6 +34,9 @@ Mode = Literal["asgi", "wsgi"]
 
 _DEFAULT_ATTRIBUTE = "app"
 
+# Apps of the package itself, such as that of `trioserve static`.
+_OUR_OWN = "trioserve."
+
 
 @dataclass(frozen=True, slots=True)
 class LoadedApp:
@@ -102,6 +105,8 @@ def code_directories(path: str) -> list[Path]:
     """
     _, place, _ = _split(path)
     location = Path(place).resolve()
+    if place.startswith(_OUR_OWN):
+        return [Path(__file__).resolve().parent.parent]
     found = [location.parent]
     if location.suffix != ".py":
         package = location.name.partition(".")[0]
@@ -119,7 +124,8 @@ def _import(path: str, place: str) -> ModuleType:
     name = location.stem if is_file else location.name
     if is_file and not location.is_file():
         raise _failed(path, f"there is no file {location}{_nearest_module(location.parent, name)}")
-    if sys.path[:1] != [directory]:
+    # An app of our own needs nothing from the working directory, which may be one of files to serve.
+    if sys.path[:1] != [directory] and not name.startswith(_OUR_OWN):
         sys.path.insert(0, directory)
     importlib.invalidate_caches()
     try:

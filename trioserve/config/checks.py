@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib.util
 import logging
+import os
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING
 
@@ -78,9 +79,18 @@ def _contradictions(config: Config) -> Iterator[str]:
             f"process is ended, so it must be longer than block_warn = {warn:g} ({config.source_of('block_warn')}), "
             "or one of them off"
         )
+    yield from _missing_directories(config)
     both = [name for name in config.contain_errors if name in config.fatal_errors]
     if both:
         yield f"contain_errors and fatal_errors both name {both[0]!r}: an error can be one or the other"
+
+
+def _missing_directories(config: Config) -> Iterator[str]:
+    for mount in config.static_mounts:
+        directory = mount.partition("=")[2]
+        if not os.path.isdir(directory):  # noqa: PTH112 - as text, as it was given
+            described = config.source_of("static_mounts").describe("static_mounts", mount)
+            yield f"{described}: there is no directory {directory}: make it, or correct the path"
 
 
 def _is_reloadable(config: Config) -> Iterator[str]:

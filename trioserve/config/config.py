@@ -66,6 +66,7 @@ class Config(hypercorn.config.Config):
     request_queue_timeout: float
     request_timeout: float | None
     response_write_timeout: float | None
+    static_mounts: list[str]
     worker_timeout: float | None
     wsgi_threads: int
 

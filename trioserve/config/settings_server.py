@@ -21,6 +21,7 @@ from trioserve.config.text_values import (
     LoggerClass,
     LogLevel,
     LogTarget,
+    StaticMounts,
     Table,
     Text,
 )
@@ -65,6 +66,15 @@ APPLICATION = under(
         60.0,
         help="Longest lifespan startup; else exit 3",
         reason="hypercorn's value: time for a connection pool or a model to load",
+    ),
+    Setting(
+        "static_mounts",
+        StaticMounts(),
+        [],
+        help="Directory to serve beside the app, as /prefix=DIR; repeatable. What is below the prefix never reaches "
+        "the app",
+        reason="none: StaticFiles in the app says more, this needs no line of code",
+        flags=("--static",),
     ),
     Setting(
         "wsgi_max_body_size",

@@ -200,6 +200,37 @@ class Binds(TextList):
         return item
 
 
+class StaticMounts(TextList):
+    """Directories to serve, each as "/prefix=DIR"; whether they exist is for `checks.py`."""
+
+    def __init__(self) -> None:
+        super().__init__("/PREFIX=DIR", expects='a list of /prefix=DIR such as "/assets=public/assets"')
+
+    def check(self, value: Any) -> Any:
+        """Refuse a prefix that is given twice."""
+        items: list[str] = super().check(value)
+        prefixes = [item.partition("=")[0] for item in items]
+        twice = next((prefix for prefix in prefixes if prefixes.count(prefix) > 1), None)
+        if twice is not None:
+            raise self._refuse(f"{twice} is given twice")
+        return items
+
+    def check_item(self, item: Any) -> Any:
+        """Settle without a slash at the prefix's end, and with an absolute path: an app may change the directory."""
+        super().check_item(item)
+        prefix, _, directory = item.partition("=")
+        if prefix == "/":
+            raise self._refuse("to serve a directory at / give: trioserve static DIR")
+        names = prefix.removesuffix("/").split("/")
+        plain = prefix.isprintable() and not set(prefix) & set("%?#\\")
+        if names[0] or len(names) < 2 or not plain or not {"", ".", ".."}.isdisjoint(names[1:]):
+            raise self._refuse(f"{item!r} has no such prefix")
+        if not directory:
+            raise self._refuse(f"{item!r} names no directory")
+        path = os.path.abspath(os.path.expanduser(directory))  # noqa: PTH100, PTH111 - links stay as they are
+        return f"{'/'.join(names)}={path}"
+
+
 class ErrorClasses(TextList):
     """Exception classes: "module:Class", a bare name for builtins, or (from Python) the class itself."""
 

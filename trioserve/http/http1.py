@@ -66,6 +66,10 @@ class Http1:
         engine = self.engine
         task = connection.task
         app = worker.app
+        # An app may have its answer ready before there is a scope to ask with.
+        quick_answer = getattr(app, "quick_answer", None)
+        answer = None
+        raw_path = b""
         clock = worker.clock
         keep_alive = worker.timeouts.keep_alive
         most_requests = worker.limits.keep_alive_requests if keep_alive else 0
@@ -107,16 +111,24 @@ class Http1:
                 exchange.admitted = True
             error: BaseException | None = None
             try:
-                scope = exchange.scope()
+                if quick_answer is not None:
+                    raw_path = engine.target.partition(b"?")[0]
+                    answer = quick_answer(engine.method, raw_path, engine.headers, worker.root_path)
+                if answer is None:
+                    scope = exchange.scope()
+                    raw_path = scope["raw_path"]
                 if slot is not None:
                     # For the supervisor, should this be the end of the process.
                     if engine.method is not listed_method:
                         listed_method = slot.write_method(engine.method)
                     try:
-                        path_cell.value = scope["raw_path"]
+                        path_cell.value = raw_path
                     except ValueError:
-                        path_cell.value = scope["raw_path"][:PATH_SIZE]
-                await app(scope, exchange.receive, exchange.send)
+                        path_cell.value = raw_path[:PATH_SIZE]
+                if answer is None:
+                    await app(scope, exchange.receive, exchange.send)
+                elif not exchange.answer_at_once(answer):
+                    await exchange.finish_answer(answer)
             except BaseException as raised:
                 error = raised
 
@@ -133,7 +145,7 @@ class Http1:
             connection.exchange = None
             if slot is not None:
                 whole_cell.value = NO_REQUEST
-            scope = None  # an idle connection holds nothing of the app's
+            scope = answer = None  # an idle connection holds nothing of the app's
             if admission is not None:
                 admission.release()
             if not exchange.keep_alive:
@@ -222,6 +234,8 @@ class Http1:
     def _unfinished_business(self, exchange: Http1Exchange) -> BaseException | None:
         if exchange.state is _COMPLETE:
             return None
+        if exchange.file_error is not None and exchange.state is not _NONE:
+            return exchange.file_error
         if exchange.told_gone or self.connection.transport.broken is not None:
             return exchange.gone or IncompleteResponse("the app stopped because the client had gone")
         if exchange.state is _NONE:

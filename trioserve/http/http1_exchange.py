@@ -1,8 +1,8 @@
-"""The wire of one HTTP/1 exchange: the request's body from the engine, the response's bytes to the transport.
+"""The response side of one HTTP/1 exchange: heads, framing, and the bytes to the transport.
 
-`http1.py` makes an `Http1Exchange` for each request and hands its `receive` and `send` to the app. Small body parts
-are held back for the `Flusher`; everything else is written at once or waited for under the phase `response_write`.
-What cancelling does is told in `asgi/exchange.py`.
+The request side is in `http1_request.py`. `http1.py` makes an `Http1Exchange` for each request and hands its `receive`
+and `send` to the app. Small body parts are held back for the `Flusher`; everything else is written at once or waited
+for under the phase `response_write`. What cancelling does is told in `asgi/exchange.py`.
 """
 
 from __future__ import annotations
@@ -10,25 +10,28 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-import trio
-
-from trioserve.asgi.exchange import Exchange, ResponseState, check_body_length, listed
-from trioserve.asgi.scope import http_scope
-from trioserve.errors import RequestRefused, WrongContentLength
+from trioserve.asgi.exchange import ResponseState, check_body_length, listed
+from trioserve.asgi.file_body import FilePart
+from trioserve.errors import WrongContentLength
 from trioserve.http.engine import Engine
+from trioserve.http.http1_request import Http1Request
 from trioserve.http.response import (
     ASKS_CLOSE,
     BODILESS,
     CHUNKED,
     CLOSE,
-    CONTINUE,
     KEEP_ALIVE,
     LAST_CHUNK,
     check_start,
     field_block,
 )
-from trioserve.net.transport import BODY_READ_SIZE
-from trioserve.structure.context import ConnectionContext, Message
+from trioserve.static.answers import Answer
+from trioserve.static.open_file import OpenFile
+from trioserve.static.ranges import Span
+from trioserve.static.residency import SURPRISE_SECONDS
+from trioserve.static.sendfile import WINDOW
+from trioserve.static.sending import send_pieces
+from trioserve.structure.context import ConnectionContext
 
 _NONE, _HELD, _STREAMING, _TRAILERS, _COMPLETE = ResponseState
 
@@ -39,29 +42,17 @@ _HOLD_SIZE = 16 * 1024
 _PART_COST = 64
 
 
-class Http1Exchange(Exchange):
+class Http1Exchange(Http1Request):
     """One request and response on an HTTP/1 connection.
 
     Attributes:
-        keep_alive: whether the connection may serve another request after this one; decided with the head.
         completed_at: when a response that left in one piece was complete (trio's clock); 0 for others.
         fields: the app's response header fields, for the log.
-        queue: bytes of the response that the kernel has not taken yet.
-        refusal: why the request body could not be read on (malformed, too large), or None.
-        admitted: it holds a place of `max_concurrent_requests`.
-        told_gone: `receive()` has said `http.disconnect` although the response was not complete.
     """
 
-    engine: Engine
-    started_at: float
-    keep_alive: bool
-    queue: list[bytes | memoryview]
     completed_at = 0.0
     fields: Sequence[tuple[bytes, bytes]] = ()
     queued = 0
-    refusal: RequestRefused | None = None
-    told_gone = False
-    admitted = False
     _block = b""
     _flags = 0
     _flush_asked = False
@@ -69,7 +60,6 @@ class Http1Exchange(Exchange):
     _chunked = False
     _expected: int | None = None
     _trailers: list[bytes] | None
-    _body_waited = 0.0
 
     def __init__(
         self, connection: ConnectionContext, engine: Engine, started_at: float, keep_alive: bool
@@ -88,19 +78,6 @@ class Http1Exchange(Exchange):
     def __repr__(self) -> str:
         return f"<exchange {self.engine.method} {self.state.name} status={self.status}>"
 
-    def scope(self) -> Any:
-        """The ASGI scope of this request."""
-        engine = self.engine
-        connection = self.connection
-        version = engine.version
-        extensions: dict[str, dict[object, object]]
-        extensions = {"http.response.early_hint": {}} if version == "1.1" else {}
-        if engine.wants_trailers:
-            extensions["http.response.trailers"] = {}
-        if connection.worker.debug_extension:
-            extensions["http.response.debug"] = {}
-        return http_scope(connection, engine.method, engine.target, version, engine.headers, extensions)
-
     @property
     def response_started(self) -> bool:
         """The head is on the wire, or at least handed over."""
@@ -116,11 +93,6 @@ class Http1Exchange(Exchange):
         """The body has no framing of its own: only the end of the connection ends it."""
         return self.state is _STREAMING and not self._chunked and self._expected is None and not self._is_head
 
-    @property
-    def request_complete(self) -> bool:
-        """Nothing more of the request will arrive: it is whole, or cut short."""
-        return self.engine.body_complete or self.told_gone
-
     def describe(self) -> dict[str, Any]:
         """For logs and reports: no query, no values."""
         engine = self.engine
@@ -135,108 +107,6 @@ class Http1Exchange(Exchange):
             "request_bytes": engine.body_bytes,
             "response_bytes": self.response_bytes,
         }
-
-    # -- the request body ------------------------------------------------------------------------------------
-
-    def wire_next_body(self) -> Message | None:
-        engine = self.engine
-        if not engine.body and not engine.body_complete:
-            if self.transport.watch.readable and not self.told_gone:
-                self._read_body()
-            if self.told_gone:
-                return {"type": "http.disconnect"}
-            if not engine.body and not engine.body_complete:
-                return None
-        parts = engine.body
-        if not parts:
-            return {"type": "http.request", "body": b"", "more_body": False}
-        body = parts[0] if len(parts) == 1 else b"".join(parts)
-        parts.clear()
-        return {"type": "http.request", "body": body, "more_body": not engine.body_complete}
-
-    def _read_body(self) -> bool:
-        """Read once; False if nothing was there. A broken body or a FIN ends in `told_gone`."""
-        data = self.transport.recv_nowait(BODY_READ_SIZE)
-        if data is None:
-            return False
-        if not data:
-            self.told_gone = True
-            self.keep_alive = False
-            self.connection.peer_gone()
-            return True
-        try:
-            self.engine.receive_body(data)
-        except RequestRefused as refusal:
-            self.refusal = refusal
-            self.told_gone = True
-            self.keep_alive = False
-        if self.engine.body_complete and self.transport.watch.hangup:
-            self.connection.peer_gone()
-        return True
-
-    async def wire_wait_body(self) -> Message:
-        connection = self.connection
-        clock = connection.worker.clock
-        if self.engine.expects_continue and self.state is _NONE and not await self._send_continue():
-            return {"type": "http.disconnect"}
-        began = clock()
-        connection.start_phase("request_body", began + self._body_patience())
-        try:
-            while True:
-                await self.transport.watch.wait_readable()
-                if self.told_gone:
-                    return {"type": "http.disconnect"}
-                if self._read_body():
-                    message = self.wire_next_body()
-                    if message is not None:
-                        return message
-        except trio.ClosedResourceError:
-            return {"type": "http.disconnect"}  # a task that has outlived its request
-        finally:
-            waited = clock() - began
-            self._body_waited += waited
-            # The time-out of the handler counts what the app takes, not what the client takes to send.
-            connection.resume_handler(waited)
-
-    async def _send_continue(self) -> bool:
-        """Ask the peer for the body; False if it is gone, which is no error of an app that only wanted to read."""
-        self.engine.expects_continue = False
-        self.queue.append(CONTINUE)
-        try:
-            if self._write_queue():
-                await self.wire_flush()
-        except (OSError, trio.ClosedResourceError):
-            self.queue.clear()
-            self.told_gone = True
-            self.keep_alive = False
-        return not self.told_gone
-
-    def _body_patience(self) -> float:
-        """Seconds that the next part may take: the pause between parts, or what the minimum rate leaves."""
-        timeouts = self.connection.worker.timeouts
-        patience = timeouts.request_body
-        if timeouts.request_body_min_rate:
-            earned = self.engine.body_bytes / timeouts.request_body_min_rate
-            allowed = max(timeouts.request_body_min_rate_grace, earned)
-            patience = min(patience, max(0.0, allowed - self._body_waited))
-        return patience
-
-    # -- the peer --------------------------------------------------------------------------------------------
-
-    def wire_is_peer_gone(self) -> bool:
-        if not self.told_gone and not self.transport.is_peer_gone():
-            return False
-        self.told_gone = True
-        return True
-
-    async def wire_wait_disconnect(self) -> None:
-        watch = self.transport.watch
-        try:
-            while self.state is not _COMPLETE and not watch.hangup and not self.told_gone:
-                await watch.wait_hangup()
-        except trio.ClosedResourceError:
-            pass  # a task that has outlived its request: the connection is closed
-        self.told_gone = self.state is not _COMPLETE
 
     # -- the response head -----------------------------------------------------------------------------------
 
@@ -264,7 +134,7 @@ class Http1Exchange(Exchange):
         if size > _HOLD_SIZE:
             self.queue += (self._head(framing, b""), body)
             self._complete(size)
-            return self._write_queue()
+            return self.wire_write_queue()
         data = self._head(framing, body)
         self._complete(size)
         sent = self.transport.send_nowait(data)
@@ -306,7 +176,11 @@ class Http1Exchange(Exchange):
 
     def _send_first(self, body: bytes, more: bool) -> bool:
         """The head of a response that has several parts, no body, or trailers; with the first part."""
-        size = len(body)
+        self._hold_head(len(body), more)
+        return self._send_next(body, more, checked=True)
+
+    def _hold_head(self, size: int, more: bool) -> None:
+        """Frame the response and queue its head; the first part has `size` bytes."""
         framing = b""
         if self._expected is not None and self.status != 204:
             # RFC 9110 section 8.6: not in a 204, where frameworks set it out of habit.
@@ -318,6 +192,8 @@ class Http1Exchange(Exchange):
                 framing = b"content-length: %d\r\n" % size
         elif self._expected is not None:
             check_body_length(size, self._expected, not more)
+        elif not more and self._trailers is None:
+            framing = b"content-length: %d\r\n" % size
         elif self.engine.version == "1.1":
             framing = CHUNKED
             self._chunked = True
@@ -326,7 +202,6 @@ class Http1Exchange(Exchange):
         self.queue.append(self._head(framing, b"", more=more))
         self.queued = _HOLD_SIZE // 2  # a head alone is worth holding back, not much besides
         self.state = _STREAMING
-        return self._send_next(body, more, checked=True)
 
     def _send_next(self, body: bytes, more: bool, *, checked: bool = False) -> bool:
         if type(body) is not bytes:
@@ -335,6 +210,8 @@ class Http1Exchange(Exchange):
         if size and not self._is_head:
             total = self.response_bytes + size
             if not checked:
+                if self.file_error is not None:
+                    raise self.file_error  # what comes now would stand where the file's bytes are missing
                 if self.status in BODILESS:
                     self._check_bodiless(size)
                 check_body_length(total, self._expected, not more)
@@ -348,10 +225,10 @@ class Http1Exchange(Exchange):
             check_body_length(self.response_bytes, self._expected, True)
         if not more:
             self._end_body()
-            return self._write_queue()
+            return self.wire_write_queue()
         flusher = self.connection.worker.flusher
         if self.queued >= _HOLD_SIZE or flusher is None:
-            return self._write_queue()
+            return self.wire_write_queue()
         if not self._flush_asked:
             self._flush_asked = True
             flusher.request(self.flush_in_background)
@@ -382,17 +259,159 @@ class Http1Exchange(Exchange):
             trailers = self._trailers if self.engine.wants_trailers else []
             self.queue += [b"0\r\n", *trailers, b"\r\n"]
         self._complete(self.response_bytes)
-        return self._write_queue()
+        return self.wire_write_queue()
 
     def wire_interim(self, status: int, headers: Iterable[tuple[bytes, bytes]]) -> bool:
         if self.engine.version == "1.0":
             return False  # RFC 9110 section 15.2: never to an HTTP/1.0 peer
         self.queue.append(b"HTTP/1.1 %d Early Hints\r\n%b\r\n" % (status, field_block(headers)))
-        return self._write_queue()
+        return self.wire_write_queue()
+
+    # -- prepared answers ------------------------------------------------------------------------------------
+
+    def answer_at_once(self, answer: Answer) -> bool:
+        """Write a whole response that was prepared beforehand; False if `finish_answer` has to be awaited.
+
+        Raises:
+            ClientDisconnected: as `send`.
+        """
+        checked = answer.checked
+        if checked is None:
+            block, length, flags = check_start(answer.status, answer.fields)
+            if length is not None:
+                block += b"content-length: %d\r\n" % length
+            checked = answer.checked = block, length, flags
+        self._block, self._expected, self._flags = checked
+        if self._flags & ASKS_CLOSE:
+            self.keep_alive = False
+        self.fields = answer.fields
+        self.status = answer.status
+        try:
+            if answer.file is not None and not self._is_head:
+                return self._begin_file(answer, answer.file)
+            body = b"" if self._is_head else answer.body
+            data = self._head(b"", body)
+            self._complete(len(body))
+            sent = self.transport.send_nowait(data)
+        except OSError as error:
+            self.raise_disconnected(error)
+        if sent == len(data):
+            self.completed_at = self.head_at or 0.0
+            return True
+        self.queue.append(memoryview(data)[sent:])
+        return False
+
+    def _begin_file(self, answer: Answer, file: OpenFile) -> bool:
+        """Head and file in two calls, where the file is in memory and the socket has room; True if that was all."""
+        worker = self.connection.worker
+        transport = self.transport
+        pages = file.pages
+        span = answer.pieces[0]
+        if (
+            len(answer.pieces) > 1
+            or isinstance(span, bytes)
+            or pages is None
+            or not transport.sends_files
+            or span.length > WINDOW
+            or not worker.files.page_cache.is_warm(pages, span.start, span.length, self.started_at)
+        ):
+            return False
+        self.queue.append(self._head(b"", b""))
+        self.state = _STREAMING
+        if transport.send_ahead_nowait(self.queue):
+            return False
+        try:
+            sent = transport.sendfile_nowait(file.fd, span.start, span.length) or 0
+        except OSError:
+            return False  # `finish_answer` will meet it again
+        self.completed_at = now = worker.clock()
+        if now - (self.head_at or now) > SURPRISE_SECONDS:
+            worker.files.page_cache.note_send(pages, sent, now - (self.head_at or now), now)
+        self.response_bytes = sent
+        if sent < span.length:
+            self.completed_at = 0.0
+            return False
+        self._complete(sent)
+        return True
+
+    async def finish_answer(self, answer: Answer) -> None:
+        """Send what of a prepared response is left.
+
+        Raises:
+            ClientDisconnected, FileSendFailed: as `send`.
+        """
+        file = answer.file
+        if file is None or self._is_head:
+            await self._flush()
+            return
+        # Nothing has run since the answer was given: the file is still the cache's.
+        file.acquire()
+        try:
+            if self.state is _STREAMING:
+                span = answer.pieces[0]
+                assert isinstance(span, Span)
+                start = span.start + self.response_bytes
+                part = FilePart(file.fd, start, span.stop - start, file.stat, file.pages, file)
+                await self.send_last_part(part)
+            else:
+                self.wire_start(answer.status, answer.fields, False)
+                self.state = _HELD
+                await send_pieces(answer, file, self.send)
+        finally:
+            file.release()
+
+    # -- files -----------------------------------------------------------------------------------------------
+
+    def wire_takes_body(self) -> bool:
+        return not self._is_head and self.status not in BODILESS
+
+    async def wire_open(self, path: str | bytes) -> int:
+        descriptor: int = await self.connection.worker.files.open(path)
+        return descriptor
+
+    async def wire_send_file(self, part: FilePart, more: bool) -> None:
+        files = self.connection.worker.files
+        size = part.count
+        await files.prepare(part)  # now, while an error can still be answered with one
+        if self.state is _HELD:
+            self._hold_head(size, more)
+        else:
+            check_body_length(self.response_bytes + size, self._expected, not more)
+        if size:
+            if self._chunked:
+                self.queue.append(b"%x\r\n" % size)
+            if self.queue and self.transport.send_ahead_nowait(self.queue):
+                await self.wire_flush()
+            await files.send(part, self)
+            if self._chunked:
+                self.queue.append(b"\r\n")
+        if not more:
+            self._end_body()
+        if self.wire_write_queue():
+            await self.wire_flush()
+
+    def note_sent(self, count: int) -> None:
+        """Bytes of a file are with the kernel."""
+        self.response_bytes += count
+
+    async def write(self, data: bytes) -> None:
+        """Bytes of a file that could not be sent without reading it."""
+        self.queue.append(data)
+        if self.wire_write_queue():
+            await self.wire_flush()
+        self.response_bytes += len(data)
+
+    async def wait_room(self) -> None:
+        """The kernel takes no more: wait until it does, in the phase `response_write`."""
+        self.connection.start_write()
+        try:
+            await self.transport.watch.wait_writable()
+        finally:
+            self.connection.enter_handler()
 
     # -- writing ---------------------------------------------------------------------------------------------
 
-    def _write_queue(self) -> bool:
+    def wire_write_queue(self) -> bool:
         """Write what the kernel takes now; True if something is left."""
         self.queued = 0
         return bool(self.queue) and self.transport.send_parts_nowait(self.queue)
@@ -400,20 +419,17 @@ class Http1Exchange(Exchange):
     def flush_last(self) -> bool:
         """Write what the kernel takes of an unfinished response; True if it cannot take all of it."""
         try:
-            return self._write_queue()
+            return self.wire_write_queue()
         except OSError:
             return True
 
     async def wire_flush(self) -> None:
-        connection = self.connection
-        transport = self.transport
-        transport.watch.on_writable = None
+        self.transport.watch.on_writable = None
         try:
-            while self.queue and self._write_queue():
-                connection.start_write()
-                await transport.watch.wait_writable()
+            while self.queue and self.wire_write_queue():
+                await self.wait_room()
         finally:
-            connection.enter_handler()
+            self.connection.enter_handler()
 
     def flush_in_background(self) -> None:
         """Called by the flusher or the hub: write what was held back, and again once the peer has made room."""
@@ -422,7 +438,7 @@ class Http1Exchange(Exchange):
             return
         connection = self.connection
         try:
-            blocked = self._write_queue()
+            blocked = self.wire_write_queue()
         except OSError:
             self.queue.clear()
             self.queued = _HOLD_SIZE  # hold nothing more back: the app's next send is to meet the error

@@ -7,11 +7,14 @@ written is written, the rest is still the caller's.
 
 from __future__ import annotations
 
+import errno
 import fcntl
+import os
 import socket
 import struct
 import sys
 import termios
+from typing import ClassVar
 
 from trioserve.net.hub import Watch
 
@@ -19,6 +22,17 @@ from trioserve.net.hub import Watch
 # allocation stays cheap; bodies are read in larger parts (`BODY_READ_SIZE`).
 READ_SIZE = 16 * 1024
 BODY_READ_SIZE = 64 * 1024
+
+# What sendfile(2) says when it is the connection that is broken; anything else it says of the file.
+_CONNECTION_ERRNOS = frozenset(
+    {
+        errno.EPIPE, errno.ECONNRESET, errno.ECONNABORTED, errno.ENOTCONN, errno.ESHUTDOWN, errno.ETIMEDOUT,
+        errno.EHOSTUNREACH, errno.ENETUNREACH, errno.ENETDOWN, errno.EHOSTDOWN, errno.ENETRESET, errno.ECONNREFUSED,
+    }
+)  # fmt: skip
+
+# Linux: more is about to follow, so do not send a short segment yet (send(2)).
+_MSG_MORE = getattr(socket, "MSG_MORE", 0)
 
 # Up to here one copy is cheaper than handing the kernel a list; above it, the parts go as they are.
 _JOIN_SIZE = 64 * 1024
@@ -36,6 +50,9 @@ class Transport:
     """
 
     __slots__ = ("_taken", "broken", "bytes_read", "bytes_written", "sock", "watch")
+
+    #: the kernel can send a file by itself (`sendfile_nowait`); otherwise its bytes must be read and written
+    sends_files: ClassVar[bool] = hasattr(os, "sendfile")
 
     def __init__(self, sock: socket.socket, watch: Watch) -> None:
         self.sock = sock
@@ -122,6 +139,46 @@ class Transport:
                 sent -= len(part)
             del parts[: len(batch)]
         return False
+
+    def send_ahead_nowait(self, parts: list[bytes | memoryview]) -> bool:
+        """As `send_parts_nowait`, for what a file follows at once: both leave in one segment (MSG_MORE, send(2)).
+
+        Raises:
+            OSError: as `send_nowait`.
+        """
+        data = parts[0] if len(parts) == 1 else b"".join(parts)
+        try:
+            sent = self.sock.send(data, _MSG_MORE)
+        except BlockingIOError:
+            return True
+        except OSError as error:
+            self._note_broken(error)
+            raise
+        self.bytes_written += sent
+        if sent == len(data):
+            parts.clear()
+            return False
+        parts[:] = [memoryview(data)[sent:]]
+        return True
+
+    def sendfile_nowait(self, fd: int, offset: int, count: int) -> int | None:
+        """Have the kernel send of a file what the socket takes now: bytes sent, 0 at the end of the file.
+
+        None if the socket takes nothing. Blocks if the file's pages must be read from a disk (sendfile(2)).
+
+        Raises:
+            OSError: the connection is broken, as `send_nowait`; or the file cannot be read, then `broken` stays None.
+        """
+        try:
+            sent = os.sendfile(self.sock.fileno(), fd, offset, count)
+        except BlockingIOError:
+            return None
+        except OSError as error:
+            if error.errno in _CONNECTION_ERRNOS:
+                self._note_broken(error)
+            raise
+        self.bytes_written += sent
+        return sent
 
     def is_peer_gone(self) -> bool:
         """Whether the peer has sent FIN or RST, as far as can be known without waiting or reading."""

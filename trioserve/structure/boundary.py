@@ -70,6 +70,7 @@ ROWS: dict[str, Row] = {
     "C1": Row(_C, 400, 0, "malformed or oversized request"),
     "C2": Row(_C, None, 0, "the peer is gone"),
     "C3": Row(_C, 408, 0, "the peer was too late"),
+    "C4": Row(_C, 500, 0, "a file could not be sent whole"),
     "A1": Row(_R, 500, errors.EXIT_TAINTED, "the app raised before it had responded"),
     "A2": Row(_R, 500, errors.EXIT_TAINTED, "the app raised in the middle of its response"),
     "A3": Row(_R, 500, errors.EXIT_TAINTED, "the app raised after it had answered with an error"),
@@ -173,6 +174,9 @@ class Boundary:
             return "A6"
         if self._is_peers_doing(found, exchange):
             return "C2"
+        broken = exchange.file_error
+        if broken is not None and all(_descends_from(leaf, broken) for leaf in found):
+            return "C4"
         if self._contain and all(isinstance(leaf, self._contain) for leaf in found):
             return "A7"
         if any(isinstance(leaf, errors.AppMisuse) for leaf in found):
@@ -207,7 +211,7 @@ class Boundary:
         faults = self._worker.counters.faults
         faults[name] = faults.get(name, 0) + 1
         self._log(fault, connection, exchange)
-        if name not in ("C1", "C2", "C3"):
+        if name not in ("C1", "C2", "C3", "C4"):
             self._report(fault, connection, exchange)
         if verdict is not _C:
             self._end_worker(fault)
@@ -249,6 +253,9 @@ class Boundary:
         meaning = ROWS[fault.row].meaning
         if fault.row == "C2":
             log.debug("%s%s: %s", meaning, where, fault.summary)
+            return
+        if fault.row == "C4":
+            log.warning("%s%s: %s", meaning, where, fault.summary)
             return
         to_be_replaced = (
             "draining, to be replaced" if self.ask_replacement is None else "asking to be replaced"

@@ -128,7 +128,7 @@ class WorkerContext:
     __slots__ = (
         "access_log", "admission", "app", "base_context", "boundary", "clock", "config", "connections",
         "counters", "deadlines", "debug_extension", "development", "drain", "draining", "error_log",
-        "flusher", "hub", "ids", "in_flight_table", "limits", "loop_watch", "new_engine",
+        "files", "flusher", "hub", "ids", "in_flight_table", "limits", "loop_watch", "new_engine",
         "response_defaults", "room", "root_path", "share", "started_at", "state", "timeouts",
     )  # fmt: skip
 
@@ -141,6 +141,7 @@ class WorkerContext:
         self.boundary: Boundary
         self.admission: Admission | None = None
         self.flusher: Any = None
+        self.files: Any = None
         self.loop_watch: LoopWatch | None = None
         self.in_flight_table: InFlightTable | None = None
         self.share: Share | None = None

@@ -22,7 +22,7 @@ import gc
 import socket
 from collections.abc import Awaitable, Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import trio
 
@@ -37,6 +37,7 @@ from trioserve.net.bind import Listeners, open_listeners
 from trioserve.net.hub import open_hub
 from trioserve.observe.blocking import LoopWatch
 from trioserve.observe.logs import Logs, setup_logs
+from trioserve.static.sendfile import FileSender
 from trioserve.structure.admission import Admission
 from trioserve.structure.blocked_loop import BlockedLoop, LastWords
 from trioserve.structure.boundary import Boundary, is_scope_corruption
@@ -45,6 +46,9 @@ from trioserve.structure.drain import CLEANUP_SECONDS, Drain, DrainState
 from trioserve.worker.async_generators import watch_async_generators
 from trioserve.worker.idle import drain_when_idle
 from trioserve.worker.listener import Listener
+
+if TYPE_CHECKING:
+    from trioserve.static.mounts import StaticMounts
 
 
 class Worker:
@@ -69,7 +73,14 @@ class Worker:
         self.last_words: LastWords | None = None
         self.supervised = False
         self._owns_process = owns_process
-        served = serve_only(app, config.server_names) if config.server_names else app
+        self._mounts: StaticMounts | None = None
+        served = app
+        if config.static_mounts:
+            from trioserve.static.mounts import StaticMounts  # only who serves files needs all of that
+
+            served = self._mounts = StaticMounts(app, config.static_mounts)
+        if config.server_names:
+            served = serve_only(served, config.server_names)
         self.context = context = WorkerContext(served, config, open_hub(config.hub), logs.error)
         context.access_log = logs.access
         context.boundary = Boundary(
@@ -87,6 +98,7 @@ class Worker:
         )
         if context.hub.calls_on_writable:
             context.flusher = Flusher()
+        context.files = FileSender()
         if config.max_concurrent_requests is not None:
             context.admission = Admission(
                 config.max_concurrent_requests, config.request_queue_size, config.request_queue_timeout
@@ -130,6 +142,9 @@ class Worker:
             self._unwatch_loop()
             self.drain.advance(DrainState.STOPPED)
             context.hub.close()
+            context.files.close()
+            if self._mounts is not None:
+                self._mounts.close()
 
     def _watching_generators(self) -> AbstractContextManager[None]:
         if not self._owns_process:

@@ -1,0 +1,1 @@
+"""Static files: paths, confinement, preconditions, ranges, cold pages, listings, siblings; all of it on the wire."""

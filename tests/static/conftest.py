@@ -1,0 +1,30 @@
+"""A small site, as old as a site is: its validators are strong."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from .asking import LARGE, put
+from .cold_files import asker, clock, cold_disk, gate, make_file, nowait  # noqa: F401  (fixtures)
+
+
+@pytest.fixture
+def site(tmp_path: Path) -> Path:
+    root = tmp_path / "site"
+    put(root / "index.html", b"<h1>home</h1>\n")
+    put(root / "plain.txt", b"0123456789")
+    put(root / "app.js", b"let a = 1;\n" * 100)
+    put(root / "large.bin", LARGE)
+    put(root / "empty.txt", b"")
+    put(root / "image.png", b"\x89PNG")
+    put(root / "docs" / "index.html", b"<h1>docs</h1>\n")
+    put(root / "docs" / "a b.txt", b"blank")
+    put(root / "bare" / "one.txt", b"1")
+    put(root / ".env", b"SECRET=1")
+    put(root / ".git" / "config", b"SECRET=2")
+    put(root / ".well-known" / "security.txt", b"Contact: me")
+    put(tmp_path / "outside.txt", b"SECRET=3")
+    put(tmp_path / "site-private" / "x.txt", b"SECRET=4")
+    return root

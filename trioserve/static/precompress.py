@@ -1,0 +1,464 @@
+"""`trioserve precompress DIR`: write compressed siblings of the files below a directory, for the server to send.
+
+Called by `cli.py`. A plain blocking program: threads compress (brotli, zlib and zstd leave the interpreter to others
+while they work, so that processes would only cost memory and a harder end), the main thread looks on. Ctrl-C and
+SIGTERM stop it within about a second: what is finished stays, what is not leaves no trace.
+
+Exit codes: 0 done, 1 some could not be written, 2 usage, 130 and 143 after Ctrl-C and SIGTERM.
+"""
+
+from __future__ import annotations
+
+import argparse
+import fnmatch
+import os
+import queue
+import signal
+import stat
+import sys
+import threading
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Final, NoReturn, TextIO
+
+from trioserve.errors import EXIT_OK, EXIT_SIGINT, EXIT_SIGTERM, ConfigError, UsageError
+from trioserve.static.codings import SUFFIXES
+from trioserve.static.confine import ConfinedRoot, NotServed
+from trioserve.static.progress import ProgressLine
+from trioserve.static.sibling_encoders import Coding, available_codings
+from trioserve.static.sibling_writer import (
+    Outcome,
+    Result,
+    Task,
+    Tree,
+    reason_of,
+    remove_below,
+    write_sibling,
+)
+from trioserve.static.text import name_as_text, size_as_text
+
+EXIT_FAILED = 1
+
+#: With its head, a response of up to a kibibyte leaves in one packet as it is: smaller would not be sooner.
+MIN_SIZE: Final = 1024
+
+# How people call the codings.
+_NAMES: Final[dict[str, bytes]] = {
+    "br": b"br",
+    "brotli": b"br",
+    "zst": b"zstd",
+    "zstd": b"zstd",
+    "gz": b"gzip",
+    "gzip": b"gzip",
+}
+
+_NO_ZSTD: Final = "zstd needs Python 3.14, or the package zstandard (pip install zstandard)"
+
+# Seconds between two looks at what the threads are doing.
+_LOOK: Final = 0.1
+
+
+def run_precompress(argv: Sequence[str]) -> int:
+    """Carry out `trioserve precompress` with these arguments; returns the exit code.
+
+    Raises:
+        UsageError: for `cli.main` to print.
+        SystemExit: after --help.
+    """
+    asked = build_precompress_parser().parse_args(list(argv))
+    # To remove siblings takes their names only.
+    codings = [] if asked.clean else _chosen_codings(asked)
+    root = _open_root(asked.directory)
+    tree = Tree(root, _exclusion(asked.exclude))
+    report = _Report(quiet=asked.quiet)
+    code = EXIT_OK
+    try:
+        with _sigterm_interrupts():
+            if asked.clean:
+                _clean(tree, asked.codings or list(SUFFIXES), report)
+            else:
+                _precompress(tree, codings, asked, report)
+    except KeyboardInterrupt as interrupt:
+        code = EXIT_SIGTERM if isinstance(interrupt, _Terminated) else EXIT_SIGINT
+        report.remark("stopped; what had been finished stays")
+    finally:
+        root.close()
+        report.end()
+    report.summarise(asked)
+    return code or (EXIT_FAILED if report.failed else EXIT_OK)
+
+
+class _Terminated(KeyboardInterrupt):
+    """SIGTERM has come."""
+
+
+@contextmanager
+def _sigterm_interrupts() -> Iterator[None]:
+    """SIGTERM ends it as Ctrl-C does, so that it leaves no half files either."""
+
+    def interrupt(_signal: int, _frame: FrameType | None) -> NoReturn:
+        raise _Terminated
+
+    if threading.current_thread() is not threading.main_thread():
+        yield  # where handlers cannot be set
+        return
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+# -- arguments -----------------------------------------------------------------------------------------------
+
+_EPILOG: Final = f"""\
+Of app.js it makes app.js.br, app.js.zst and app.js.gz, each at its highest level, with the mode and the time of app.js.
+The server sends the one that a client prefers among those it accepts, and ignores siblings that are older than their
+source: copy the tree with its times (cp -a, rsync -a, tar). Run it again after each build; only what has changed is
+compressed. A file of such a name that you have made yourself is taken for a sibling, here and by the server.
+
+Left alone: types that are compressed already, dot files, what is under --min-size, directories behind links. A sibling
+that would not save 5 % is not written, and removed if it is there.
+
+examples:
+  trioserve precompress dist
+  trioserve precompress dist --codings br,gz --exclude '*.map' --exclude drafts
+  trioserve precompress dist --clean
+
+Exit codes: 0 done, {EXIT_FAILED} some could not be written, 2 usage.
+"""
+
+
+def build_precompress_parser() -> argparse.ArgumentParser:
+    """The parser of `trioserve precompress`."""
+    parser = _Parser(
+        prog="trioserve precompress",
+        description="Write compressed siblings of the files below a directory, for the server to send.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("directory", metavar="DIR", help="the directory that is served")
+    parser.add_argument(
+        "--codings",
+        metavar="LIST",
+        type=_codings,
+        help="which siblings, of br, zst and gz, separated by commas; all of them by default",
+    )
+    parser.add_argument(
+        "--min-size",
+        metavar="N",
+        type=_number(0, 2**63),
+        default=MIN_SIZE,
+        help=f"leave files alone that have fewer bytes; {MIN_SIZE} by default, which go in one packet anyway",
+    )
+    parser.add_argument(
+        "--exclude",
+        metavar="PATTERN",
+        action="append",
+        default=[],
+        help="leave files and directories of this name alone; with a slash, of this path below DIR (repeatable)",
+    )
+    parser.add_argument(
+        "--jobs",
+        metavar="N",
+        type=_number(1, 1024),
+        default=_processors(),
+        help="compress so many files at a time, as many as there are processors by default; brotli needs some "
+        "100 MB for one of 8 MB",
+    )
+    how = parser.add_mutually_exclusive_group()
+    how.add_argument("--force", action="store_true", help="write siblings anew that are up to date")
+    how.add_argument("--clean", action="store_true", help="remove the siblings of such files instead")
+    parser.add_argument("--quiet", action="store_true", help="say nothing but what went wrong")
+    return parser
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(f"{message}\ntry {self.prog} --help")
+
+
+def _number(least: int, most: int) -> Callable[[str], int]:
+    def check(text: str) -> int:
+        if text.isascii() and text.isdigit() and len(text) < 20 and least <= int(text) <= most:
+            return int(text)
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least {least}")
+
+    return check
+
+
+def _codings(text: str) -> list[bytes]:
+    words = [word.strip().lower().removeprefix(".") for word in text.split(",")]
+    for word in words:
+        if word not in _NAMES:
+            raise argparse.ArgumentTypeError(f"{word!r} is no coding; choose among br, zst and gz")
+    return [_NAMES[word] for word in words]
+
+
+def _processors() -> int:
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def _chosen_codings(asked: argparse.Namespace) -> list[Coding]:
+    available = available_codings()
+    named: list[bytes] | None = asked.codings
+    if any(name not in available for name in named or SUFFIXES):
+        if named:
+            raise UsageError(f"--codings: {_NO_ZSTD}")
+        if not asked.quiet:
+            print(f"no .zst siblings are written: {_NO_ZSTD}", file=sys.stderr)
+    return [available[name] for name in SUFFIXES if name in available and name in (named or SUFFIXES)]
+
+
+def _open_root(directory: str) -> ConfinedRoot:
+    path = Path(directory)
+    advice = "give the directory whose files are served"
+    if not directory or not path.exists():
+        raise UsageError(f"there is no directory {name_as_text(directory)!r}; {advice}")
+    if not path.is_dir():
+        raise UsageError(f"{name_as_text(directory)!r} is not a directory; {advice}")
+    try:
+        return ConfinedRoot(directory)
+    except ConfigError as error:
+        raise UsageError(str(error)) from None
+
+
+def _exclusion(patterns: Sequence[str]) -> Callable[[bytes], bool]:
+    # As in .gitignore: a slash, other than at the end, makes it a path.
+    bare = [(pattern.strip("/"), "/" in pattern.rstrip("/")) for pattern in patterns]
+    names = [os.fsencode(pattern) for pattern, is_path in bare if not is_path]
+    paths = [os.fsencode(pattern) for pattern, is_path in bare if is_path]
+
+    def is_excluded(path: bytes) -> bool:
+        name = path.rpartition(b"/")[2]
+        return any(fnmatch.fnmatchcase(name, pattern) for pattern in names) or any(
+            fnmatch.fnmatchcase(path, pattern) for pattern in paths
+        )
+
+    return is_excluded
+
+
+# -- compressing ---------------------------------------------------------------------------------------------
+
+
+def _precompress(tree: Tree, codings: Sequence[Coding], asked: argparse.Namespace, report: _Report) -> None:
+    tasks = []
+    for source in tree.sources():
+        if source.size < asked.min_size:
+            continue
+        for coding in codings:
+            if source.has_current(coding.name) and not asked.force:
+                report.tally(coding.name).current += 1
+            else:
+                tasks.append(Task(source, coding))
+    for path, reason in tree.problems:
+        report.problem(path, reason)
+    # What takes longest goes first, or in the end all would wait for it.
+    tasks.sort(key=lambda task: task.weight, reverse=True)
+    _Crew(tree.root, tasks, asked.jobs).run(report)
+
+
+class _Crew:
+    """The threads that work through the tasks; the main thread collects what came of them."""
+
+    def __init__(self, root: ConfinedRoot, tasks: Sequence[Task], jobs: int) -> None:
+        self._root = root
+        self._total = len(tasks)
+        self._weight = sum(task.weight for task in tasks)
+        self._waiting = deque(tasks)
+        self._results: queue.SimpleQueue[tuple[Task, Result]] = queue.SimpleQueue()
+        self._running: dict[int, Task] = {}
+        self._stopped = threading.Event()
+        self._threads = [
+            threading.Thread(target=self._work, args=(number,), name=f"precompress-{number}")
+            for number in range(min(jobs, len(tasks)))
+        ]
+
+    def run(self, report: _Report) -> None:
+        """Until all is done, the disk fails, or Ctrl-C."""
+        finished = weight = 0
+        try:
+            for thread in self._threads:
+                thread.start()
+            while finished < self._total:
+                running = list(self._running.values())
+                done = weight + sum(task.weight_done for task in running)
+                report.show(done / self._weight, f"{finished:,} of {self._total:,}", running)
+                try:
+                    task, result = self._results.get(timeout=_LOOK)
+                except queue.Empty:
+                    continue
+                finished, weight = finished + 1, weight + task.weight
+                report.note(task, result)
+                if result.outcome is Outcome.DISK_FAILED:
+                    report.remark("stopped: the others would fail in the same way")
+                    break
+        finally:
+            self._stop()
+            while not self._results.empty():
+                report.note(*self._results.get())
+
+    def _stop(self) -> None:
+        while True:
+            try:
+                self._stopped.set()
+                for thread in self._threads:
+                    if thread.ident is not None:
+                        thread.join()
+                return
+            except KeyboardInterrupt:
+                continue  # they are ending already; to leave now would leave their files behind
+
+    def _work(self, number: int) -> None:
+        while not self._stopped.is_set():
+            try:
+                task = self._waiting.popleft()
+            except IndexError:
+                return
+            self._running[number] = task
+            result = write_sibling(self._root, task, self._stopped)
+            if result.outcome is Outcome.DISK_FAILED:
+                self._stopped.set()
+            self._results.put((task, result))
+            self._running.pop(number)
+
+
+# -- cleaning ------------------------------------------------------------------------------------------------
+
+
+def _clean(tree: Tree, codings: Sequence[bytes], report: _Report) -> None:
+    """Remove the siblings of files that would get some, whatever their size is now."""
+    for source in tree.sources():
+        for coding in codings:
+            found = source.siblings.get(coding)
+            if found is not None and stat.S_ISREG(found.st_mode):
+                _remove(tree, source.path + SUFFIXES[coding], found.st_size, report)
+    for path in tree.leftovers:
+        _remove(tree, path, 0, report)
+    for path, reason in tree.problems:
+        report.problem(path, reason)
+
+
+def _remove(tree: Tree, path: bytes, size: int, report: _Report) -> None:
+    try:
+        removed = remove_below(tree.root, path)
+    except NotServed as problem:
+        report.problem(path, problem.reason)
+    except OSError as problem:
+        report.problem(path, reason_of(problem))
+    else:
+        if removed:
+            report.removed(path, size)
+
+
+# -- what people see -----------------------------------------------------------------------------------------
+
+
+@dataclass(slots=True)
+class _Tally:
+    """What came of the siblings of one coding; sizes are those of the ones written."""
+
+    written: int = 0
+    current: int = 0
+    not_smaller: int = 0
+    before: int = 0
+    after: int = 0
+
+    def in_words(self) -> str:
+        counts = (self.written, "written"), (self.current, "up to date"), (self.not_smaller, "not smaller")
+        text = ", ".join(f"{count:,} {word}" for count, word in counts if count)
+        return f"{text}; {_shrinking(self.before, self.after)}" if self.written else text
+
+
+def _shrinking(before: int, after: int) -> str:
+    saved = f", {100 * (before - after) // before} % saved" if before else ""
+    return f"{size_as_text(before)} -> {size_as_text(after)}{saved}"
+
+
+class _Report:
+    """Says what happens: on a terminal by a line at its foot, elsewhere by a line for each file; problems always."""
+
+    def __init__(self, *, quiet: bool) -> None:
+        self.failed = 0
+        self._quiet = quiet
+        self._tallies: dict[bytes, _Tally] = {}
+        self._removed = self._removed_bytes = 0
+        self._line = None if quiet else ProgressLine()
+
+    def tally(self, coding: bytes) -> _Tally:
+        return self._tallies.setdefault(coding, _Tally())
+
+    def note(self, task: Task, result: Result) -> None:
+        tally = self.tally(task.coding.name)
+        if result.outcome is Outcome.WRITTEN:
+            tally.written += 1
+            tally.before += result.before
+            tally.after += result.after
+            self._detail(f"{name_as_text(task.path)}: {_shrinking(result.before, result.after)}")
+        elif result.outcome is Outcome.NOT_SMALLER:
+            tally.not_smaller += 1
+            self._detail(f"{name_as_text(task.path)}: not smaller")
+        elif result.outcome is not Outcome.STOPPED:
+            self.problem(task.path, result.reason)
+
+    def removed(self, path: bytes, size: int) -> None:
+        self._removed += 1
+        self._removed_bytes += size
+        self._detail(f"{name_as_text(path)}: removed")
+
+    def problem(self, path: bytes, reason: str) -> None:
+        self.failed += 1
+        self.remark(f"{name_as_text(path) or 'the directory'}: {reason}")
+
+    def remark(self, text: str) -> None:
+        self.end()
+        _print(text, sys.stderr)
+
+    def show(self, share: float, count: str, running: Sequence[Task]) -> None:
+        if self._line is not None:
+            busy = f"  {name_as_text(running[0].path)}" if running else ""
+            self._line.show(share, f"{count}{busy}")
+
+    def end(self) -> None:
+        """No line at the foot any more."""
+        if self._line is not None:
+            self._line.clear()
+
+    def summarise(self, asked: argparse.Namespace) -> None:
+        if self._quiet:
+            return
+        rows = [
+            f"{SUFFIXES[coding].decode():<5} {text}"
+            for coding in SUFFIXES
+            if coding in self._tallies and (text := self._tallies[coding].in_words())
+        ]
+        if asked.clean:
+            rows = [f"{self._removed:,} siblings removed, {size_as_text(self._removed_bytes)}"]
+        elif not rows and not self.failed:
+            rows = [
+                f"nothing to compress: no file of {asked.min_size:,} bytes or more has a type that shrinks"
+            ]
+        if self.failed:
+            rows.append(f"{self.failed:,} failed")
+        _print("\n".join(rows), sys.stdout)
+
+    def _detail(self, text: str) -> None:
+        if self._line is not None and not self._line.is_shown:
+            _print(text, sys.stdout)
+
+
+def _print(text: str, stream: TextIO) -> None:
+    try:
+        # A terminal of an older encoding must not end the run.
+        encoding = stream.encoding or "ascii"
+        print(text.encode(encoding, "backslashreplace").decode(encoding), file=stream, flush=True)
+    except BrokenPipeError:
+        # `trioserve precompress dist | head -1`: the work goes on; what is left must not be tried again at the end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())

@@ -1,0 +1,185 @@
+"""The one engine that puts files on a connection: zero-copy where the kernel can, without stopping the event loop.
+
+`http/http1_exchange.py` calls it for every file that an app sends, `StaticFiles` included. The kernel copies from the
+page cache to the socket (sendfile(2)); what is not in the page cache is read by a thread first, since sendfile would
+hold up the whole worker for the disk. A file is sent in windows; between two of them the task gives way to others, and
+may be cancelled: then, and when the file turns out to be shorter than it was, the response stays visibly truncated,
+and the connection is not used again.
+
+Where the connection cannot take a file (`Transport.sends_files`: TLS, HTTP/2), or the file system has no sendfile,
+its bytes are read by threads, a part at a time, as fast as the peer takes them.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import time
+from typing import Protocol
+
+import trio
+
+from trioserve.asgi.file_body import FilePart
+from trioserve.errors import FileSendFailed
+from trioserve.net.transport import Transport
+from trioserve.static.residency import SURPRISE_SECONDS, PageCache
+
+# What one sendfile may take. Large enough that calls are few, small enough that one that meets a slow page, or a peer
+# that reads as fast as we send, does not keep the others waiting for more than a fraction of a millisecond.
+WINDOW = 1024 * 1024
+
+# What a thread reads at once where there is no sendfile: two of them in memory for a connection at the most.
+READ_SIZE = 128 * 1024
+
+# Threads that open and read files. Disks answer better to several requests than to one, but not to fifty.
+_THREADS = 8
+
+# A peer that takes all we send gives the task no reason to wait: give way this often (seconds).
+_FAIRNESS_INTERVAL = 0.002
+
+# sendfile(2): the file system cannot do it.
+_NO_SENDFILE = frozenset({errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP})
+
+_OPEN_FLAGS = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY
+
+
+class FileSink(Protocol):
+    """Where a file goes: what the exchange offers."""
+
+    transport: Transport
+
+    def note_sent(self, count: int) -> None:
+        """`count` bytes of the file are with the kernel."""
+        ...
+
+    async def write(self, data: bytes) -> None:
+        """Write bytes, waiting as long as the peer leaves no room."""
+        ...
+
+    async def wait_room(self) -> None:
+        """Wait until the kernel takes more, for as long as the peer may take."""
+        ...
+
+
+class FileSender:
+    """Opens, warms and sends files for all connections of a worker."""
+
+    def __init__(self, page_cache: PageCache | None = None) -> None:
+        self.page_cache = page_cache or PageCache()
+        self._threads = trio.CapacityLimiter(_THREADS)
+
+    def close(self) -> None:
+        """Release what the page cache's probes hold."""
+        self.page_cache.close()
+
+    async def open(self, path: str | bytes) -> int:
+        """Open a file for reading, in a thread; the descriptor is the caller's.
+
+        Raises:
+            FileSendFailed: it cannot be opened.
+        """
+        try:
+            # Not abandoned when cancelled: nobody would close the descriptor.
+            return await trio.to_thread.run_sync(os.open, path, _OPEN_FLAGS, limiter=self._threads)
+        except OSError as error:
+            raise _failed(f"{path!r:.200} cannot be opened", error) from error
+        except ValueError as error:
+            raise FileSendFailed(0, f"{path!r:.200} is no path: {error}") from error
+
+    async def prepare(self, part: FilePart) -> None:
+        """Have the first window of a part in memory, so that its head need not wait for the disk.
+
+        Raises:
+            FileSendFailed: it cannot be read.
+        """
+        pages = part.pages
+        if pages is None:
+            pages = part.pages = self.page_cache.pages(part.fd, part.stat)
+            if part.file is not None:
+                part.file.pages = pages
+        count = min(part.count, WINDOW)
+        if pages.never_warm or not count:
+            return
+        if not self.page_cache.is_warm(pages, part.offset, count, trio.current_time()):
+            await self._warm(part, part.offset, count)
+
+    async def send(self, part: FilePart, sink: FileSink) -> None:
+        """Send a prepared part; returns when the kernel has all of it.
+
+        Raises:
+            FileSendFailed: the file ended early, or cannot be read; what was sent of it cannot be taken back.
+            OSError: the connection is broken.
+        """
+        if not sink.transport.sends_files or part.pages.never_warm:
+            await self._send_by_reading(part, part.offset, sink)
+            return
+        page_cache = self.page_cache
+        sendfile = sink.transport.sendfile_nowait
+        offset, end = part.offset, part.offset + part.count
+        window_end = min(end, offset + WINDOW)
+        looked_at = (
+            False  # by `prepare`, but the head may have had to wait for the peer; asking again is cheap
+        )
+        last_yield = time.monotonic()
+        while offset < end:
+            if offset == window_end:
+                window_end = min(end, offset + WINDOW)
+                looked_at = False
+            if not looked_at:
+                looked_at = True
+                if not page_cache.is_warm(part.pages, offset, window_end - offset, trio.current_time()):
+                    await self._warm(part, offset, window_end - offset)
+                    last_yield = time.monotonic()
+            began = time.monotonic()
+            try:
+                sent = sendfile(part.fd, offset, window_end - offset)
+            except OSError as error:
+                if sink.transport.broken is not None:
+                    raise
+                if error.errno in _NO_SENDFILE and offset == part.offset:
+                    await self._send_by_reading(part, offset, sink)
+                    return
+                raise _failed(f"the file cannot be read at byte {offset}", error) from error
+            if sent is None:
+                await sink.wait_room()
+                looked_at = False  # a slow peer may come back for pages that have left the cache meanwhile
+                last_yield = time.monotonic()
+                continue
+            if not sent:
+                raise _cut_short(offset, end)
+            offset += sent
+            sink.note_sent(sent)
+            now = time.monotonic()
+            if now - began > SURPRISE_SECONDS:
+                page_cache.note_send(part.pages, sent, now - began, trio.current_time())
+            if now - last_yield > _FAIRNESS_INTERVAL and offset < end:
+                await trio.lowlevel.checkpoint()
+                last_yield = time.monotonic()
+
+    async def _warm(self, part: FilePart, offset: int, count: int) -> None:
+        try:
+            await self.page_cache.warm(part.pages, offset, count)
+        except OSError as error:
+            raise _failed(f"the file cannot be read at byte {offset}", error) from error
+
+    async def _send_by_reading(self, part: FilePart, offset: int, sink: FileSink) -> None:
+        end = part.offset + part.count
+        while offset < end:
+            size = min(READ_SIZE, end - offset)
+            try:
+                # Not abandoned when cancelled: the descriptor's number might be another file's by then.
+                data = await trio.to_thread.run_sync(os.pread, part.fd, size, offset, limiter=self._threads)
+            except OSError as error:
+                raise _failed(f"the file cannot be read at byte {offset}", error) from error
+            if not data:
+                raise _cut_short(offset, end)
+            offset += len(data)
+            await sink.write(data)
+
+
+def _cut_short(offset: int, end: int) -> FileSendFailed:
+    return FileSendFailed(0, f"the file ends at byte {offset}, {end - offset} bytes before the announced end")
+
+
+def _failed(what: str, error: OSError) -> FileSendFailed:
+    return FileSendFailed(error.errno, f"{what}: {error.strerror or error}")

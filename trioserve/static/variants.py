@@ -1,0 +1,236 @@
+"""A file and its precompressed siblings: found, opened, and chosen between.
+
+`file_cache.py` calls `look` when it does not know a path or has not looked at it for a while, on the event loop first
+(`nonblocking`) and in a thread where that does not do. Everything is opened through the same confined root, siblings
+included. What comes out is an `Entry`, which never changes again: a file that has changed gets a new one.
+
+    sibling                         is
+    older than the file             stale, and ignored: somebody has changed the file and not run the build
+    empty, while the file is not    the rest of a build that failed, and ignored
+"""
+
+from __future__ import annotations
+
+import enum
+import stat
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from trioserve.asgi.content_coding import IDENTITY, choose_coding
+from trioserve.asgi.media_types import is_compressible
+from trioserve.static.answers import NOSNIFF, VARY, Answer, Representation, error_answer
+from trioserve.static.codings import SUFFIXES
+from trioserve.static.conditional import make_validators
+from trioserve.static.confine import ConfinedRoot, NeedsThread, NotServed, Opened
+from trioserve.static.field_rules import FieldRules
+from trioserve.static.open_file import OpenFile, read_whole, stamp
+from trioserve.static.options import StaticOptions
+
+# Values of Accept-Encoding whose choice an entry remembers: browsers send two or three.
+_MOST_CHOICES = 16
+
+
+class Absent(enum.Enum):
+    """Why a path has no `Entry`."""
+
+    #: There is nothing that is served.
+    MISSING = enum.auto()
+    #: There is something that the server's user may not read.
+    DENIED = enum.auto()
+    #: There is a directory.
+    DIRECTORY = enum.auto()
+
+
+class Entry:
+    """One file in all its forms, as it was when it was looked at.
+
+    Attributes:
+        relative: its path below the root.
+        forms: by coding, the preferred first and the plain one last.
+        stamp: changes with any of the files.
+        settled: its validators cannot become stronger any more.
+        valid_until: until when it is served without another look (the cache's clock).
+        choices: forms by the values of Accept-Encoding that have been seen.
+        used: it was asked for since the cache last thought of evicting it.
+        paths: where the cache's shortcuts lead to it.
+    """
+
+    __slots__ = (
+        "_codings", "choices", "forms", "paths", "relative", "settled", "stamp", "used", "valid_until",
+    )  # fmt: skip
+
+    def __init__(self, relative: bytes, forms: Sequence[Representation], mark: tuple[Any, ...]) -> None:
+        self.relative = relative
+        self.forms: Mapping[bytes, Representation] = {form.coding: form for form in forms}
+        self._codings = tuple(self.forms)
+        self.stamp = mark
+        self.settled = all(form.validators.settled for form in forms)
+        self.valid_until = 0.0
+        self.used = False
+        self.paths: list[tuple[dict[bytes, Entry], bytes]] = []
+        self.choices: dict[bytes | None, Representation] = {}
+
+    def __repr__(self) -> str:
+        return f"<Entry {self.relative!r} as {', '.join(coding.decode() for coding in self._codings)}>"
+
+    @property
+    def memory(self) -> int:
+        """Bytes of contents that it keeps."""
+        return sum(len(form.content) for form in self.forms.values())
+
+    @property
+    def descriptors(self) -> int:
+        """Files that it keeps open."""
+        return sum(form.file is not None for form in self.forms.values())
+
+    def choose(self, accept_encoding: bytes | None) -> Representation | None:
+        """The form that the client wants most (RFC 9110 section 12.5.3); None if it accepts none of them."""
+        form = self.choices.get(accept_encoding)
+        if form is None:
+            coding = choose_coding(accept_encoding, self._codings)
+            if coding is None:
+                return None
+            form = self.forms[coding]
+            if len(self.choices) >= _MOST_CHOICES:
+                self.choices.clear()
+            self.choices[accept_encoding] = form
+        return form
+
+    def answer(self, method: str, fields: Mapping[bytes, bytes]) -> Answer:
+        """The answer to GET or HEAD; `fields` are what `pick_fields` returned."""
+        form = self.choose(fields.get(b"accept-encoding"))
+        if form is None:
+            return error_answer(406, VARY)
+        return form.answer(method, fields)
+
+    def release(self) -> None:
+        """Give back the files."""
+        for form in self.forms.values():
+            if form.file is not None:
+                form.file.release()
+
+
+@dataclass(frozen=True, slots=True)
+class Looker:
+    """Looks at paths for one mount.
+
+    Attributes:
+        root: everything is opened below it.
+        wall: the time of day, as file times are.
+    """
+
+    root: ConfinedRoot
+    options: StaticOptions
+    rules: FieldRules
+    wall: Callable[[], float]
+
+    def look(self, relative: bytes, known: Entry | None, *, nonblocking: bool) -> Entry | Absent:
+        """What lies at a path now; `known` itself if that is still what lies there.
+
+        A new entry holds leases, which are the caller's.
+
+        Raises:
+            NeedsThread: only with `nonblocking`.
+            OSError: the machine's fault: no descriptors left, a broken disk.
+        """
+        try:
+            found = self._open(relative, nonblocking=nonblocking)
+        except NotServed as refused:
+            return Absent.DENIED if refused.denied else Absent.MISSING
+        try:
+            if stat.S_ISDIR(found[IDENTITY].stat.st_mode):
+                return Absent.DIRECTORY
+            if known is not None and known.settled and known.stamp == _mark(found):
+                return known
+            return self._entry(relative, found, nonblocking=nonblocking)
+        finally:
+            for file in found.values():
+                file.release()
+
+    def _open(self, relative: bytes, *, nonblocking: bool) -> dict[bytes, OpenFile]:
+        """The file and its usable siblings by coding, the file last."""
+        plain = _taken(self.root.open(relative, nonblocking=nonblocking))
+        found: dict[bytes, OpenFile] = {}
+        try:
+            if stat.S_ISREG(plain.stat.st_mode) and not relative.endswith(tuple(SUFFIXES.values())):
+                for coding in self.options.codings:
+                    sibling = self._open_sibling(
+                        relative + SUFFIXES[coding], plain.stat, nonblocking=nonblocking
+                    )
+                    if sibling is not None:
+                        found[coding] = sibling
+        except BaseException:
+            for file in (plain, *found.values()):
+                file.release()
+            raise
+        found[IDENTITY] = plain
+        return found
+
+    def _open_sibling(self, path: bytes, plain: Any, *, nonblocking: bool) -> OpenFile | None:
+        try:
+            sibling = _taken(self.root.open(path, nonblocking=nonblocking))
+        except NotServed:
+            return None
+        about = sibling.stat
+        usable = stat.S_ISREG(about.st_mode) and about.st_mtime_ns >= plain.st_mtime_ns
+        if usable and (about.st_size or not plain.st_size):
+            return sibling
+        sibling.release()
+        return None
+
+    def _entry(self, relative: bytes, found: Mapping[bytes, OpenFile], *, nonblocking: bool) -> Entry:
+        now = self.wall()
+        rules, options = self.rules, self.options
+        kind = rules.content_type(relative)
+        fields = [NOSNIFF, *rules.others(relative)]
+        cache_control = rules.cache_control(relative)
+        if cache_control:
+            fields.append((b"cache-control", cache_control))
+        if len(found) > 1 or (options.codings and is_compressible(kind)):
+            # Also where there is no sibling yet: a cache that has the plain form must ask again for another coding.
+            fields.append(VARY)
+        # Contents first: what must be read in a thread leaves nothing half made here.
+        contents = {
+            coding: read_content(file, options.small_file, nonblocking=nonblocking)
+            for coding, file in found.items()
+        }
+        forms = []
+        for coding, file in found.items():
+            content = contents[coding]
+            if content is None:
+                file.acquire()
+            coded = [] if coding == IDENTITY else [(b"content-encoding", coding)]
+            forms.append(
+                Representation(
+                    coding,
+                    make_validators(file.stat, coding=b"" if coding == IDENTITY else coding, now=now),
+                    file if content is None else content,
+                    [(b"content-type", kind), *coded, *fields],
+                    most_ranges=options.max_ranges,
+                )
+            )
+        return Entry(relative, forms, _mark(found))
+
+
+def read_content(file: OpenFile, limit: int, *, nonblocking: bool) -> bytes | None:
+    """The contents of a file of up to `limit` bytes; None where they are not kept in memory.
+
+    Raises:
+        NeedsThread: `nonblocking`, and they would have to be waited for.
+        OSError: the file cannot be read.
+    """
+    if file.stat.st_size > limit:
+        return None
+    content = read_whole(file.fd, file.stat, nonblocking=nonblocking)
+    if content is None and nonblocking:
+        raise NeedsThread
+    return content
+
+
+def _taken(opened: Opened) -> OpenFile:
+    return OpenFile(opened.fd, opened.stat)
+
+
+def _mark(found: Mapping[bytes, OpenFile]) -> tuple[Any, ...]:
+    return tuple((coding, stamp(file.stat)) for coding, file in found.items())
