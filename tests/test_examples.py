@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import sys
+import wave
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
 from typing import Any
 
+import brotli
 import pytest
 import trio
 
@@ -28,9 +31,9 @@ Serve = Callable[..., AbstractAsyncContextManager[ServerProcess]]
 @pytest.fixture(params=SERVERS)
 def serve(request: Any) -> Serve:
     @asynccontextmanager
-    async def serve(name: str) -> AsyncIterator[ServerProcess]:
+    async def serve(name: str, **env: str) -> AsyncIterator[ServerProcess]:
         command = [*SERVERS[request.param], "--bind", "127.0.0.1:0", f"examples.{name}:app"]
-        async with start_process(*command) as server:
+        async with start_process(*command, env=env) as server:
             await server.wait_running()
             yield server
 
@@ -140,8 +143,77 @@ async def _get(server: ServerProcess, path: str, ended: list[str]) -> None:
     ended.append(path)
 
 
+async def test_docs_site(serve: Serve, tmp_path: Path) -> None:
+    pytest.importorskip("markdown_it")
+    from examples.docs_site import build
+
+    assert build.main([str(tmp_path)]) == 0
+    async with serve("docs_site.app", DOCS_SITE=str(tmp_path)) as server, server.connect() as client:
+        page = await client.get("/", [("accept-encoding", "gzip, br")])
+        assert (page.status, page.header("content-type")) == (200, "text/html; charset=utf-8")
+        assert (page.header("content-encoding"), page.header("cache-control")) == ("br", "no-cache")
+        assert brotli.decompress(page.body) == (tmp_path / "index.html").read_bytes()
+        policy = page.header("content-security-policy")
+        assert policy is not None
+        assert "unsafe" not in policy
+        etag = page.header("etag")
+        assert etag is not None
+        again = await client.get("/", [("accept-encoding", "gzip, br"), ("if-none-match", etag)])
+        assert (again.status, again.body) == (304, b"")
+
+        plain = await client.get("/use/")
+        assert (plain.status, plain.header("content-encoding")) == (200, None)
+        (style,) = re.findall(r'<link rel="stylesheet" href="([^"]+)">', plain.body.decode())
+        asset = await client.get(style)
+        assert (asset.status, asset.header("content-type")) == (200, "text/css; charset=utf-8")
+        assert asset.header("cache-control") == "public, max-age=31536000, immutable"
+
+        moved = await client.get("/use")
+        assert (moved.status, moved.header("location")) == (308, "./use/")
+        missing = await client.get("/used/")
+        assert (missing.status, missing.header("content-security-policy")) == (404, policy)
+        assert b"<h1>Not found</h1>" in missing.body
+
+
+async def test_downloads(serve: Serve, tmp_path: Path) -> None:
+    (tmp_path / "grüße.txt").write_text("hello")
+    os.utime(tmp_path / "grüße.txt", (1_700_000_000, 1_700_000_000))
+    async with serve("downloads", DOWNLOADS=str(tmp_path)) as server, server.connect() as client:
+        page = await client.get("/")
+        assert b'<audio controls preload="metadata" src="/files/tones.wav">' in page.body
+        assert (await client.get("/player.js")).header("content-type") == "text/javascript; charset=utf-8"
+        listing = await client.get("/files/")
+        assert listing.header("content-disposition") is None
+        links = set(re.findall(r'href="([^"]+)"', listing.body.decode()))
+        assert {"./tones.wav", "./gr%C3%BC%C3%9Fe.txt"} <= links
+
+        with wave.open(str(tmp_path / "tones.wav")) as sound:
+            assert sound.getnframes() == 600 * sound.getframerate()
+        start = await client.get("/files/tones.wav", [("range", "bytes=0-3")])
+        assert (start.status, start.body) == (206, b"RIFF")
+
+        target = "/files/gr%C3%BC%C3%9Fe.txt"
+        whole = await client.get(target)
+        etag = whole.header("etag")
+        assert etag is not None
+        assert whole.header("content-disposition") == (
+            "attachment; filename=\"gr__e.txt\"; filename*=UTF-8''gr%C3%BC%C3%9Fe.txt"
+        )
+        for condition, status, body in ((etag, 206, b"llo"), ('"another"', 200, b"hello")):
+            response = await client.get(target, [("range", "bytes=2-"), ("if-range", condition)])
+            assert (response.status, response.body) == (status, body)
+        assert (await client.get("/files")).header("location") == "./files/"
+        for elsewhere in ("/filesystem", "/nothing", "/files/nothing", "/files/../examples/hello.py"):
+            assert (await client.get(elsewhere)).status == 404
+    # What was there when it started is what is there now: the recording is made once.
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["grüße.txt", "tones.wav"]
+
+
 def test_each_example_is_in_the_readme_and_has_a_test() -> None:
-    files = {path.name for path in FOLDER.glob("*.py")} - {"__init__.py"}
-    assert set(re.findall(r"\]\((\w+\.py)\)", (FOLDER / "README.md").read_text())) == files
-    served = re.findall(r'serve\("(\w+)"\)', Path(__file__).read_text())
-    assert {f"{name}.py" for name in served} == files
+    names = {path.stem for path in FOLDER.glob("*.py")} - {"__init__"}
+    names |= {f"{path.parent.name}.app" for path in FOLDER.glob("*/app.py")}
+    links = re.findall(
+        r"^\| \[`[^`]+`\]\(([\w/]+)(?:\.py)?\)", (FOLDER / "README.md").read_text(), re.MULTILINE
+    )
+    assert {name.replace("/", ".") for name in links} == names
+    assert set(re.findall(r'serve\("([\w.]+)"', Path(__file__).read_text())) == names
