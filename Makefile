@@ -5,6 +5,11 @@ BIN     = $(VENV)/bin
 APP    ?= examples.hello:app
 # `make test COVER=` does without coverage, which takes a third of the time.
 COVER  ?= --cov --cov-report=
+# So many tests at once, but for those marked `alone`, which follow one by one. By stealing, not by file: a few files
+# take as long as all others, and whoever gets them last would keep the rest waiting.
+JOBS   ?= 2
+# `make test ARGS=tests/http` runs what it names, in one go; options (ARGS=--ignore=tests/http) are for all tests.
+NAMED   = $(filter-out -%,$(ARGS))
 
 .PHONY: serve test quick check format bench wheel clean
 
@@ -13,7 +18,12 @@ serve: $(VENV)/.ready
 
 test: $(VENV)/.ready-test
 	rm -f .coverage .coverage.*
+ifneq ($(NAMED),)
 	$(BIN)/python -m pytest $(COVER) $(ARGS)
+else
+	$(BIN)/python -m pytest $(COVER) $(ARGS) -m "not alone" -n $(JOBS) --dist worksteal
+	$(BIN)/python -m pytest $(COVER) $(ARGS) -m alone $(if $(COVER),--cov-append)
+endif
 	$(if $(COVER),$(BIN)/python -m coverage report --skip-covered --show-missing)
 
 quick: $(VENV)/.ready-test

@@ -118,7 +118,7 @@ def utc_clock(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], None]
         ("T", {}, "1"),
         ("D", {}, "1250000"),
         ("L", {}, "1.250000"),
-        ("p", {}, f"<{os.getpid()}>"),
+        pytest.param("p", {}, f"<{os.getpid()}>", id="p"),  # a name of its own, the same in every process
         ("{Host}i", {}, "example.org"),
         ("{Accept}i", {"request_headers": [(b"accept", b"a"), (b"accept", b"b")]}, "a, b"),
         ("{content-TYPE}o", {}, "text/plain"),

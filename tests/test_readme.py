@@ -5,6 +5,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import inspect
 import re
 import signal
 import sys
@@ -14,6 +16,7 @@ import pytest
 
 from trioserve import errors
 from trioserve.config.settings import BY_NAME, default_with_unit, settings_table_markdown
+from trioserve.static.options import StaticOptions
 from trioserve.structure.boundary import ROWS, Verdict
 
 from .e2e.process import REPOSITORY, run_to_end, start_process
@@ -42,10 +45,26 @@ def boundary_table_markdown() -> str:
     return "\n".join(lines) + "\n"
 
 
+def static_options_markdown() -> str:
+    """The options of `StaticFiles`, as its own docstring explains them."""
+    about = inspect.getdoc(StaticOptions) or ""
+    words = dict(re.findall(r"^    (\w+): (.*(?:\n        .*)*)", about, re.MULTILINE))
+    lines = ["| option | default | |", "|---|---|---|"]
+    for field in dataclasses.fields(StaticOptions):
+        default = getattr(StaticOptions(), field.name)
+        if isinstance(default, tuple | dict):
+            items = [item.decode() if isinstance(item, bytes) else item for item in default]
+            default = ", ".join(items) or "none"
+        text = " ".join(words[field.name].split())
+        lines.append(f"| `{field.name}` | {default} | {text} |")
+    return "\n".join(lines) + "\n"
+
+
 TABLES = {
     "boundary table": boundary_table_markdown,
     "settings table": settings_table_markdown,
     "static differences": differences_markdown,
+    "static options": static_options_markdown,
 }
 
 
@@ -109,7 +128,7 @@ def test_every_setting_it_names_exists():
     for name in re.findall(
         r"`(\w+_timeout|\w+_errors|max_\w+|on_app_error|crash_dir|\w+_grace|\w+_delay|block_\w+)`", text
     ):
-        assert name in BY_NAME, name
+        assert name in BY_NAME or name in StaticOptions.__dataclass_fields__, name
 
 
 # -- examples -----------------------------------------------------------------------------------------------
@@ -121,7 +140,10 @@ async def test_examples_that_serve_do_so_and_end_on_ctrl_c(block, tmp_path):
     example.write_text(python_blocks()[block])
     async with start_process(sys.executable, "-W", "error", str(example)) as process:
         await process.wait_running()
-        assert (await process.get()).body == b"hello\n"
+        response = await process.get()
+        assert response.status == 200
+        if "hello\\n" in python_blocks()[block]:
+            assert response.body == b"hello\n"
         process.send_signal(signal.SIGINT)
         code = await process.wait()
     assert "draining: " in process.stderr.text
@@ -138,7 +160,7 @@ async def test_examples_that_end_run_to_their_end(block, tmp_path):
 
 
 def test_there_are_examples_of_both_kinds():
-    assert [('0"]' in text) for text in python_blocks()] == [True, True, False]
+    assert [('0"]' in text) for text in python_blocks()] == [True, True, False, True, True]
 
 
 if __name__ == "__main__":

@@ -14,7 +14,14 @@ __version__ = "0.1.0"
 from typing import TYPE_CHECKING, Any
 
 from trioserve.config import Config
-from trioserve.errors import ClientDisconnected, ConfigError, Fatal, LifespanFailed, TrioserveError
+from trioserve.errors import (
+    ClientDisconnected,
+    ConfigError,
+    Fatal,
+    FileSendFailed,
+    LifespanFailed,
+    TrioserveError,
+)
 from trioserve.worker.serve import run, serve
 
 if TYPE_CHECKING:
@@ -27,6 +34,7 @@ __all__ = [
     "Config",
     "ConfigError",
     "Fatal",
+    "FileSendFailed",
     "LifespanFailed",
     "StaticFiles",
     "TrioserveError",

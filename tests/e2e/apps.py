@@ -46,6 +46,29 @@ async def _pid(scope: Any, receive: Any, send: Any) -> None:
     await respond(send, str(os.getpid()).encode())
 
 
+async def _burn(scope: Any, receive: Any, send: Any) -> None:
+    """Keeps a CPU busy until the request body is complete."""
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(_spin)
+        await read_body(receive)
+        nursery.cancel_scope.cancel()
+    await respond(send)
+
+
+async def _spin() -> None:
+    while True:
+        await trio.lowlevel.checkpoint()
+
+
+_LEAKED: list[bytes] = []
+
+
+async def _grow(scope: Any, receive: Any, send: Any) -> None:
+    """Keeps as many MiB for ever as the query says."""
+    _LEAKED.append(b"x" * (int(scope["query_string"]) * 1024 * 1024))
+    await respond(send)
+
+
 async def _segfault(scope: Any, receive: Any, send: Any) -> None:
     import ctypes
 
@@ -177,6 +200,8 @@ def _raiser(error: type[BaseException], *arguments: Any) -> Any:
 
 
 ROUTES: dict[str, Any] = {
+    "/burn": _burn,
+    "/grow": _grow,
     "/pid": _pid,
     "/segfault": _segfault,
     "/block": _block,

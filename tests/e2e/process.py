@@ -218,6 +218,7 @@ async def serve_command(
     env: Mapping[str, str] | None = None,
     cwd: Path = REPOSITORY,
     pass_fds: Sequence[int] = (),
+    module: str = "trioserve",
 ) -> AsyncIterator[ServerProcess]:
     """`python -m trioserve`, ready to serve; its error log must go to stderr. `None` leaves it to a configuration.
 
@@ -225,7 +226,7 @@ async def serve_command(
     """
     binds = [] if bind is None else ["--bind", bind]
     count = [] if workers is None else ["--workers", str(workers)]
-    command = trioserve_command(*binds, *count, *flags, application)
+    command = trioserve_command(*binds, *count, *flags, application, module=module)
     async with start_process(*command, env=env, cwd=cwd, pass_fds=pass_fds) as server:
         await server.wait_running()
         yield server
@@ -240,9 +241,9 @@ async def held_request(server: ServerProcess, path: str = "/hold") -> AsyncItera
         yield client
 
 
-def trioserve_command(*arguments: str) -> list[str]:
+def trioserve_command(*arguments: str, module: str = "trioserve") -> list[str]:
     """The command line; a warning is an error, as in the tests' own process."""
-    return [sys.executable, "-W", "error", "-m", "trioserve", *arguments]
+    return [sys.executable, "-W", "error", "-m", module, *arguments]
 
 
 async def run_to_end(

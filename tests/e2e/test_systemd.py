@@ -12,7 +12,7 @@ import re
 import signal
 import socket
 import sys
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -206,8 +206,9 @@ async def with_descriptor_3(
         yield server
 
 
-async def test_the_passed_socket_replaces_the_default_bind(held: socket.socket) -> None:
-    async with with_descriptor_3(held, *trioserve_command(*ALONE, APP)) as server:
+@pytest.mark.parametrize("workers", ["0", "1"])
+async def test_the_passed_socket_replaces_the_default_bind(held: socket.socket, workers: str) -> None:
+    async with with_descriptor_3(held, *trioserve_command("--workers", workers, APP)) as server:
         await server.wait_running()
         assert server.port == held.getsockname()[1]
         await assert_answered(call(held))
@@ -215,14 +216,16 @@ async def test_the_passed_socket_replaces_the_default_bind(held: socket.socket) 
     assert "is not used" not in server.stderr.text
 
 
-async def test_the_passed_socket_replaces_a_bind_that_was_set_and_says_so(held: socket.socket) -> None:
-    command = trioserve_command(*ALONE, "--bind", "127.0.0.1:1", APP)
+@pytest.mark.parametrize("workers", ["0", "1"])
+async def test_the_passed_socket_replaces_a_bind_that_was_set_and_says_so(
+    held: socket.socket, workers: str
+) -> None:
+    command = trioserve_command("--workers", workers, "--bind", "127.0.0.1:1", APP)
     async with with_descriptor_3(held, *command) as server:
         await server.wait_running()
         await assert_answered(call(held))
-    assert (
-        "command line: --bind = 127.0.0.1:1 is not used: the sockets above replace it" in server.stderr.text
-    )
+    remark = "command line: --bind = 127.0.0.1:1 is not used: the sockets above replace it"
+    assert server.stderr.text.count(remark) == 1
 
 
 async def test_a_bind_by_number_is_taken_at_its_word(held: socket.socket) -> None:
@@ -235,9 +238,11 @@ async def test_a_bind_by_number_is_taken_at_its_word(held: socket.socket) -> Non
         await assert_answered(call(held))
 
 
-@pytest.mark.parametrize("bind", [[], ["--bind", "fd://3"]])
+@pytest.mark.parametrize(
+    "flags", [ALONE, [*ALONE, "--bind", "fd://3"], ["--workers", "1"], ["--workers", "1", "--preload"]]
+)
 async def test_the_app_and_its_children_see_none_of_the_variables(
-    held: socket.socket, manager: Manager, tmp_path: Path, bind: list[str]
+    held: socket.socket, manager: Manager, tmp_path: Path, flags: Sequence[str]
 ) -> None:
     """They would speak for the server, or take its sockets."""
     (tmp_path / "curious.py").write_text(
@@ -248,7 +253,7 @@ async def test_the_app_and_its_children_see_none_of_the_variables(
         "WATCHDOG_USEC": "90000000",
         "PYTHONPATH": f"{clean_environment()['PYTHONPATH']}:{tmp_path}",
     }
-    command = trioserve_command(*ALONE, *bind, "curious:hello")
+    command = trioserve_command(*flags, "curious:hello")
     async with with_descriptor_3(held, *command, env=env) as server:
         await server.wait_running()
     seen = server.stdout.text.split()

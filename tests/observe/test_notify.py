@@ -155,7 +155,8 @@ def test_a_manager_that_does_not_read_holds_nobody_up_for_long(tmp_path: Path, c
 
 
 @pytest.mark.parametrize(
-    ("pid", "interval"), [(None, 1.5), ("", 1.5), (str(os.getpid()), 1.5), ("1", None), ("x", None)]
+    ("pid", "interval"),
+    [(None, 1.5), ("", 1.5), pytest.param(str(os.getpid()), 1.5, id="ours"), ("1", None), ("x", None)],
 )
 def test_the_watchdog_is_fed_twice_in_its_time_by_the_process_it_watches(manager, pid, interval) -> None:
     more = {} if pid is None else {"WATCHDOG_PID": pid}

@@ -57,8 +57,8 @@ async def fetch(address: str, target: str = "/") -> tuple[int, bytes]:
 
 def test_the_public_names_are_these() -> None:
     assert trioserve.__all__ == [
-        "ClientDisconnected", "Compression", "Config", "ConfigError", "Fatal", "LifespanFailed", "StaticFiles",
-        "TrioserveError", "__version__", "run", "serve",
+        "ClientDisconnected", "Compression", "Config", "ConfigError", "Fatal", "FileSendFailed", "LifespanFailed",
+        "StaticFiles", "TrioserveError", "__version__", "run", "serve",
     ]  # fmt: skip
     for name in trioserve.__all__:
         assert hasattr(trioserve, name)

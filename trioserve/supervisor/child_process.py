@@ -22,9 +22,6 @@ from trioserve.worker.parent_link import LINK_VARIABLE
 # What a process inherits begins here, behind the standard streams; sd_listen_fds(3) numbers sockets so.
 FIRST_INHERITED = 3
 
-# Where descriptors wait to be moved there: above all of these, so that no move destroys another's source.
-_PARKED = 200
-
 
 class ChildProcess:
     """One child, or one that `reaper.become_subreaper` has made ours.
@@ -89,10 +86,12 @@ def spawn_ourselves(
     Raises:
         OSError: the machine is out of processes or descriptors.
     """
+    # They wait behind the numbers that they are to be moved to, so that no move destroys another's source.
+    behind = FIRST_INHERITED + len(inherited)
     parked: list[int] = []
     try:
         for fd in inherited:
-            parked.append(fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, _PARKED))  # noqa: PERF401 - may fail midway
+            parked.append(fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, behind))  # noqa: PERF401 - may fail midway
         moves = [(os.POSIX_SPAWN_DUP2, fd, FIRST_INHERITED + index) for index, fd in enumerate(parked)]
         return os.posix_spawn(
             sys.executable,

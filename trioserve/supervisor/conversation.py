@@ -14,6 +14,7 @@ from typing import Any
 
 import trio
 
+from trioserve.errors import EXIT_OK
 from trioserve.net.json_lines import BadMessage
 from trioserve.supervisor.worker_process import Orders, WorkerProcess, WorkerState, boot_patience
 
@@ -106,3 +107,9 @@ def figures_of(message: dict[str, Any]) -> dict[str, Any]:
     return {
         name: value for name, value in message.items() if type(value) in (int, float) and math.isfinite(value)
     }
+
+
+def announced_code(message: dict[str, Any]) -> int:
+    """The exit code that a worker says it will have, when it drains by itself: 0 unless it is for an error."""
+    code = message.get("exit_code")
+    return code & 0xFF if isinstance(code, int) else EXIT_OK

@@ -12,6 +12,7 @@ processes to notice that their link has closed; `supervisor.py` stops them first
 from __future__ import annotations
 
 import logging
+import signal
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -19,7 +20,7 @@ import trio
 
 from trioserve.errors import EXIT_HARD_DRAIN, EXIT_OK
 from trioserve.structure.drain import CLEANUP_SECONDS
-from trioserve.supervisor.conversation import SLACK, Conversation, figures_of
+from trioserve.supervisor.conversation import SLACK, Conversation, announced_code, figures_of
 from trioserve.supervisor.exits import ExitDesk
 from trioserve.supervisor.machine import cgroup_memory_limit
 from trioserve.supervisor.recycling import RecyclingLimits, RecyclingPlan, rss_limit
@@ -251,11 +252,9 @@ class WorkerPool:
                     worker.state = _READY
                 self.busy_at = max(self.busy_at, now)
                 self._policy.worker_ready(now)
+                age = now - worker.started_at
                 self._log.info(
-                    "worker %d (pid %d) is ready, %.1f s after its start",
-                    worker.id,
-                    worker.pid,
-                    now - worker.started_at,
+                    "worker %d (pid %d) is ready, %.1f s after its start", worker.id, worker.pid, age
                 )
                 if (
                     self.rollout is not None
@@ -275,6 +274,10 @@ class WorkerPool:
                 if worker.state is _READY:  # by itself: a fatal error, or somebody's signal
                     worker.state = _DRAINING
                     self._nursery.start_soon(self._end_in_time, worker, name=f"end of worker {worker.id}")
+                    worker.ends_with = announced_code(message)
+                    if worker.ends_with and not self.holding:
+                        # It has failed now, however long its drain takes: a successor may fail as fast.
+                        self._judge_end(worker, now, worker.ends_with)
                 self.reconcile()
             case "report":
                 report = message.get("report")
@@ -355,19 +358,25 @@ class WorkerPool:
         self.killed += self.stopping and worker.status == EXIT_HARD_DRAIN
         self.orders.board.write(worker.place, None)
         worker.close()
-        if not self.stopping and not self.holding and not self._abandon_rollout(worker):
-            was_ready = worker.ready_at is not None
+        judged = self.stopping or self.holding or self._abandon_rollout(worker) or bool(worker.ends_with)
+        if not judged:
             planned = bool(worker.leaving and worker.asked.startswith(("drain", "hurry")))
             for_cause = worker.asked.startswith("kill") or kind == "out of memory"
-            decision = self._policy.worker_exited(
-                now, WorkerExit(worker.status, was_ready, worker.lived(now), planned, for_cause)
-            )
-            if isinstance(decision, GiveUp):
-                self.give_up(decision)
-            elif decision.delay > 0 and sum(w.is_staying for w in self.workers.values()) < self.wanted:
-                self._log.warning("the next worker starts in %.1f s: %s", decision.delay, decision.reason)
-                self._postpone(decision.delay)
+            # Who drains by itself, and not for an error, was sent a signal.
+            status = -signal.SIGTERM if worker.ends_with == worker.status == EXIT_OK else worker.status
+            self._judge_end(worker, now, status, planned, for_cause)
         self.reconcile()
+
+    def _judge_end(
+        self, worker: WorkerProcess, now: float, status: int, planned: bool = False, for_cause: bool = False
+    ) -> None:
+        ended = WorkerExit(status, worker.ready_at is not None, worker.lived(now), planned, for_cause)
+        decision = self._policy.worker_exited(now, ended)
+        if isinstance(decision, GiveUp):
+            self.give_up(decision)
+        elif decision.delay > 0 and sum(w.is_staying for w in self.workers.values()) < self.wanted:
+            self._log.warning("the next worker starts in %.1f s: %s", decision.delay, decision.reason)
+            self._postpone(decision.delay)
 
     def give_up(self, decision: GiveUp) -> None:
         """Have all of it end; or, in development, start nothing more before a change."""

@@ -15,6 +15,7 @@ import os
 import signal
 from collections.abc import Callable
 from contextlib import ExitStack, suppress
+from dataclasses import dataclass, field
 from typing import Any
 
 import trio
@@ -27,23 +28,19 @@ from trioserve.observe.logs import Logs, setup_logs
 from trioserve.observe.notify import Notifier, clean_environment, run_watchdog
 from trioserve.observe.privileges import drop_privileges
 from trioserve.observe.process import explain, pid_file
-from trioserve.supervisor.autoscale import Autoscaler
 from trioserve.supervisor.control import default_path, serve_control
 from trioserve.supervisor.exits import ExitDesk
-from trioserve.supervisor.machine import cpu_count, cpu_seconds
 from trioserve.supervisor.operations import Operations
 from trioserve.supervisor.pool import WorkerPool
 from trioserve.supervisor.preload import Preloads
 from trioserve.supervisor.reaper import become_subreaper, reap_orphans
 from trioserve.supervisor.reload import Reloader
 from trioserve.supervisor.restart_policy import GiveUp, RestartPolicy
+from trioserve.supervisor.scaling import Scaling, wanted_workers
 from trioserve.supervisor.sockets import ACTIVATED, SocketStore, take_upgrade
 from trioserve.supervisor.upgrade import Upgrade
 from trioserve.supervisor.worker_process import Orders, packed
-from trioserve.worker.claim import chooses_by_number
-
-# Between two looks at the workers' CPU time, while the number of workers follows the load.
-_SCALE_INTERVAL = 1.0
+from trioserve.worker.claim import activation_remarks, chooses_by_number
 
 
 def run_supervisor(config: Config, application: str, reload_config: Callable[[], Config]) -> int:
@@ -61,10 +58,12 @@ def run_supervisor(config: Config, application: str, reload_config: Callable[[],
     store = SocketStore()
     supervisor = None
     try:
-        _open_sockets(store, config, upgrade[0] if upgrade else None)
+        remarks = _open_sockets(store, config, upgrade[0] if upgrade else None)
         # From here on nobody is root: not the workers, and not who opens the files that they are to reopen.
         drop_privileges(config.user, config.group)
         supervisor = Supervisor(config, application, reload_config, store)
+        for remark in remarks:
+            supervisor.log.info("%s", remark)
         if upgrade is not None:
             supervisor.predecessor = upgrade[1]
         return supervisor.run_to_end()
@@ -74,28 +73,30 @@ def run_supervisor(config: Config, application: str, reload_config: Callable[[],
         store.close()
 
 
-def _open_sockets(store: SocketStore, config: Config, inherited: dict[str, list[int]] | None) -> None:
+def _open_sockets(store: SocketStore, config: Config, inherited: dict[str, list[int]] | None) -> list[str]:
+    """Have the listening sockets; returns what the log should say of them."""
     if inherited is not None:
         store.take_over(inherited)
         if ACTIVATED in inherited:
-            return
+            return []
     elif not chooses_by_number(config):
         # As in a worker of its own (`worker/claim.py`): what the service manager passes replaces `bind`.
         sockets = activated_sockets(os.environ, os.getpid())
         if sockets:
+            remarks = activation_remarks(config, sockets)
             store.adopt(ACTIVATED, [sock.detach() for sock in sockets])
-            return
+            return remarks
     store.open(config)
+    return []
 
 
-def _wanted_workers(workers: int | str) -> tuple[int, int]:
-    """The least and the most workers that a setting asks for."""
-    if workers == "auto":
-        return cpu_count(), cpu_count()
-    if isinstance(workers, int):
-        return workers, workers
-    low, _, high = workers.partition("..")
-    return int(low), int(high)
+@dataclass(slots=True)
+class _Reload:
+    """One that has been asked for, and how it went."""
+
+    reason: str
+    error: str = ""
+    done: trio.Event = field(default_factory=trio.Event)
 
 
 class Supervisor:
@@ -131,16 +132,17 @@ class Supervisor:
         self.started_at = 0.0
         self.desk = ExitDesk(config.crash_dir, self.log)
         self.policy = RestartPolicy()
-        low, high = _wanted_workers(config.workers)
-        self.autoscaler = Autoscaler(low, high) if high > low else None
-        self.pool = WorkerPool(self._orders(1), low, self.policy, self.desk, self.log)
-        self.pool.most = high
+        least, _ = wanted_workers(config.workers)
+        self.pool = WorkerPool(self._orders(1), least, self.policy, self.desk, self.log)
+        self.scaling = Scaling(self.pool, self.log)
+        self.scaling.set(config.workers)
         self.generation = 1
         self._reload_config = reload_config
         self._stops = 0
         self._upgrade: Upgrade | None = None
         self._replaced = False
         self._reloading = trio.Lock()
+        self._next_reload: _Reload | None = None  # waits for its turn
         self._may_reload = trio.Event()  # the pool is about to run, or to be kept from it by the preloading
         self._reaping = False
         self._preloads: Preloads
@@ -185,8 +187,7 @@ class Supervisor:
                 nursery.start_soon(self._announce, name="announce")
                 if self.config.exit_when_idle is not None:
                     nursery.start_soon(self._stop_when_idle, self.config.exit_when_idle, name="idle")
-                if self.autoscaler is not None:
-                    nursery.start_soon(self._follow_load, self.autoscaler, name="autoscaler")
+                nursery.start_soon(self.scaling.run, name="scaling")
                 if self.reloader is not None:
                     await nursery.start(self.reloader.run, name="reloader")
                 if self.config.preload:
@@ -231,24 +232,6 @@ class Supervisor:
             if self.predecessor is not None and wish != "auto":
                 await _wait_gone(os.getppid())  # who still listens there
             await serve_control(path, Operations(self), self.log)
-
-    async def _follow_load(self, autoscaler: Autoscaler) -> None:
-        """Scale with the workers' use of their CPUs; while all are idle their heartbeats are slow, and so is this."""
-        seconds: dict[int, float] = {}
-        looked_at = trio.current_time()
-        while True:
-            await trio.sleep(_SCALE_INTERVAL)
-            now = trio.current_time()
-            ready = self.pool.ready()
-            used = {worker.pid: cpu_seconds(worker.pid) for worker in ready}
-            shares = [(used[pid] - seconds[pid]) / (now - looked_at) for pid in used if pid in seconds]
-            seconds, looked_at = used, now
-            decision = autoscaler.decide(now, self.pool.wanted, shares)
-            if decision is not None and not self.pool.stopping:
-                self.log.info(
-                    "scaling from %d to %d workers: %s", self.pool.wanted, decision.workers, decision.reason
-                )
-                self.pool.scale(decision.workers)
 
     async def _stop_when_idle(self, seconds: float) -> None:
         """End when no worker has had a request for so long; the service manager keeps the socket, and starts us again.
@@ -331,29 +314,44 @@ class Supervisor:
         self.log.info("%s: from %d to %d workers", reason, self.pool.wanted, wanted)
         self.pool.scale(wanted)
 
-    def request_reload(self, reason: str) -> None:
-        """Reload configuration and app, worker by worker."""
-        self._nursery.start_soon(self.reload, reason, name="reload")
+    def request_reload(self, reason: str) -> _Reload:
+        """Reload configuration and app, worker by worker; what is asked while one has yet to begin is asked of it."""
+        if self._next_reload is None:
+            self._next_reload = _Reload(reason)
+            self._nursery.start_soon(self._reload_next, self._next_reload, name="reload")
+        else:
+            self.log.info("%s: the reload that is to follow will do (%s)", reason, self._next_reload.reason)
+        return self._next_reload
 
     async def reload(self, reason: str) -> str:
         """Read the configuration again and replace all workers; returns what went wrong, or "".
 
         A configuration that is wrong, or an app whose first worker does not become ready, leaves everything as it is.
         """
+        reload = self.request_reload(reason)
+        await reload.done.wait()
+        return reload.error
+
+    async def _reload_next(self, reload: _Reload) -> None:
         await self._may_reload.wait()
         async with self._reloading:
-            if self.pool.stopping:
-                return "the server is stopping"
-            self.log.info("reloading: %s", reason)
-            self.notifier.reloading()
-            error = await self._reload()
-            if error:
-                state = "serving on as before" if self.pool.ready() else "waiting for the next change"
-                self.log.error("reload failed, %s: %s", state, error)
-            else:
-                self.log.info("reloaded: generation %d", self.pool.orders.generation)
-            self.notifier.ready(self._status_text())
-            return error
+            self._next_reload = None  # it reads now: who asks from here on may have changed something since
+            reload.error = await self._reload_now(reload.reason)
+        reload.done.set()
+
+    async def _reload_now(self, reason: str) -> str:
+        if self.pool.stopping:
+            return "the server is stopping"
+        self.log.info("reloading: %s", reason)
+        self.notifier.reloading()
+        error = await self._reload()
+        if error:
+            state = "serving on as before" if self.pool.ready() else "waiting for the next change"
+            self.log.error("reload failed, %s: %s", state, error)
+        else:
+            self.log.info("reloaded: generation %d", self.pool.orders.generation)
+        self.notifier.ready(self._status_text())
+        return error
 
     async def _reload(self) -> str:
         before = self.config
@@ -391,8 +389,7 @@ class Supervisor:
     def _apply_workers(self, before: Config, config: Config) -> None:
         """A changed number of workers counts; one that was changed by hand since stays otherwise."""
         if config.workers != before.workers and config.workers != 0:
-            low, high = _wanted_workers(config.workers)
-            self.scale_to(min(max(self.pool.wanted, low), high), "reload")
+            self.scale_to(self.scaling.set(config.workers), "reload")
 
     def upgrade(self, reason: str) -> None:
         """Start a new supervisor from the code that is installed now, and leave once it is ready."""
@@ -467,7 +464,7 @@ class Supervisor:
 
 
 # What each signal does to a supervisor.
-_SIGNALS: dict[int, Callable[[Supervisor, str], None]] = {
+_SIGNALS: dict[int, Callable[[Supervisor, str], object]] = {
     signal.SIGTERM: Supervisor.stop,
     signal.SIGINT: Supervisor.stop,
     signal.SIGQUIT: Supervisor.quit,

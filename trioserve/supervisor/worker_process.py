@@ -83,6 +83,7 @@ class WorkerProcess:
         state: its `WorkerState`.
         leaving: why it is to be replaced or given up, or ""; it goes on accepting until it is told to drain.
         asked: what the supervisor has asked it to do last ("", "drain: ...", "kill: ..."), for the exit report.
+        ends_with: the exit code that it has announced, because it drains by itself (0: after a signal), or None.
         statistics: the last heartbeat.
         own_report: the crash report it has sent, or None.
     """
@@ -94,6 +95,7 @@ class WorkerProcess:
         self.state = WorkerState.STARTING
         self.leaving = ""
         self.asked = ""
+        self.ends_with: int | None = None
         self.config = orders.config
         self._has_orders = False
         self.started_at = now

@@ -4,19 +4,20 @@
     user        root is given up once the sockets are bound: the app is imported, and every file opened, without it
     notifier    how the service manager is told
 
-Called by `worker/command.py` for a process that owns itself. Nothing here waits.
+Called by `worker/command.py` for a process that owns itself; a supervisor says the same of its sockets. Nothing here
+waits.
 """
 
 from __future__ import annotations
 
 import logging
 import os
-from collections.abc import MutableMapping
+from collections.abc import MutableMapping, Sequence
 from dataclasses import dataclass, field
 
 from trioserve.config import Config
 from trioserve.config.provenance import Origin
-from trioserve.net.activation import ACTIVATION_VARIABLES, activated_sockets
+from trioserve.net.activation import ACTIVATION_VARIABLES, ActivatedSocket, activated_sockets
 from trioserve.net.bind import Listeners, describe, open_listeners
 from trioserve.observe.notify import NOTIFY_VARIABLES, Notifier
 from trioserve.observe.privileges import drop_privileges
@@ -73,16 +74,22 @@ def open_process_sockets(
     if not activated:
         opened = open_listeners(config.bind, umask=config.umask, user=config.user, group=config.group)
         return opened, []
-    names = ", ".join(f"{sock.name} ({describe(sock)})" for sock in activated)
-    remarks = [f"socket activation: {names}"]
+    remarks = activation_remarks(config, activated)
     # From here on they are as other inherited descriptors: this process's to close, with nothing to remove.
     listeners = open_listeners([f"fd://{sock.detach()}" for sock in activated])
+    return listeners, remarks
+
+
+def activation_remarks(config: Config, activated: Sequence[ActivatedSocket]) -> list[str]:
+    """What the log should say of sockets that the service manager has passed."""
+    names = ", ".join(f"{sock.name} ({describe(sock)})" for sock in activated)
+    remarks = [f"socket activation: {names}"]
     source = config.source_of("bind")
     if source.origin is not Origin.DEFAULT:
         remarks.append(
             f"{source.place('bind')} = {', '.join(config.bind)} is not used: the sockets above replace it"
         )
-    return listeners, remarks
+    return remarks
 
 
 def chooses_by_number(config: Config) -> bool:

@@ -20,6 +20,7 @@ from typing import Any
 import trio
 
 from trioserve.config import Config
+from trioserve.errors import EXIT_OK
 from trioserve.net.json_lines import BadMessage, JsonLines
 from trioserve.structure.boundary import Fault
 from trioserve.structure.drain import DrainState
@@ -80,7 +81,9 @@ class ParentLink:
 
     def _tell_draining(self) -> None:
         if self._worker is not None:
-            self.tell("draining", reason=self._worker.drain.reason)
+            failure = self._worker.context.boundary.failure
+            code = EXIT_OK if failure is None else failure.exit_code
+            self.tell("draining", reason=self._worker.drain.reason, exit_code=code)
 
     def say_ready(self) -> None:
         """The app's startup is complete and connections are accepted."""
