@@ -41,7 +41,10 @@ STOP_TIMEOUT = 5.0  # seconds between SIGTERM and SIGKILL
 
 @dataclass(frozen=True)
 class Cores:
-    """Which core the server is pinned to, and which one the load; the same one where there is only one."""
+    """Which core the server is pinned to, and which one the load; the same one where there is only one.
+
+    Below 0: to none.
+    """
 
     server: int
     load: int
@@ -549,7 +552,8 @@ _PR_SET_PDEATHSIG = 1
 
 
 def _in_child(core: int) -> None:
-    os.sched_setaffinity(0, {core})
+    if core >= 0:
+        os.sched_setaffinity(0, {core})
     # Should the benchmark itself be killed, no server stays behind.
     _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 

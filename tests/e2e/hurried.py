@@ -17,7 +17,7 @@ from trioserve.supervisor.recycling import RecyclingLimits
 LIMITS = AutoscaleLimits(busy=0.25, busy_for=0.6, spare=0.1, spare_for=0.6, cooldown=0.5)
 
 if __name__ == "__main__":
-    scaling._INTERVAL = 0.2
+    scaling._INTERVAL = scaling._IDLE_INTERVAL = 0.2
     scaling.Autoscaler = functools.partial(Autoscaler, limits=LIMITS)  # type: ignore[misc, assignment]
     pool.RecyclingLimits = functools.partial(RecyclingLimits, settling=0.0)  # type: ignore[misc, assignment]
     sys.exit(main())

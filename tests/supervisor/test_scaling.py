@@ -127,7 +127,7 @@ async def test_the_range_can_change_go_and_come_back(
         nursery.cancel_scope.cancel()
 
 
-async def test_without_a_range_it_never_wakes(pool: Pool, autojump_clock: trio.testing.MockClock) -> None:
+async def test_it_wakes_as_often_as_there_is_something_to_see(pool: Pool, autojump_clock: trio.testing.MockClock) -> None:
     found = of(pool)
     found.set(2)
     steps = 0
@@ -144,6 +144,15 @@ async def test_without_a_range_it_never_wakes(pool: Pool, autojump_clock: trio.t
         await trio.sleep(3600)
         assert steps == 0
         found.set("2..3")
+        pool.use = 0.5
         await trio.sleep(10)
-        assert 10 <= steps <= 12
+        assert 10 <= steps <= 12, "once a second while there is a load"
+        pool.use = 0.01
+        await trio.sleep(10)
+        steps = 0
+        await trio.sleep(1000)
+        assert steps == 200, "and seldom while there is none"
+        pool.use = 1.0
+        await trio.sleep(25)
+        assert pool.wanted == 3, "yet in time"
         nursery.cancel_scope.cancel()

@@ -15,8 +15,11 @@ from trioserve.supervisor.autoscale import Autoscaler
 from trioserve.supervisor.machine import cpu_count, cpu_seconds
 from trioserve.supervisor.pool import WorkerPool
 
-# Between two looks at the workers' CPU time, while the number of workers follows the load.
+# Between two looks at the workers' CPU time, while the number of workers follows the load (seconds); and while there
+# are as few as may be and none of them does more than this share of a CPU, which is what a machine at rest should pay.
 _INTERVAL = 1.0
+_IDLE_INTERVAL = 5.0
+_IDLE_SHARE = 0.05
 
 
 def wanted_workers(workers: int | str) -> tuple[int, int]:
@@ -67,13 +70,16 @@ class Scaling:
         """Scale with the workers' use of their CPUs."""
         seconds: dict[int, float] = {}
         looked_at = trio.current_time()
+        pause = _INTERVAL
         while True:
-            await trio.sleep(_INTERVAL)
+            await trio.sleep(pause)
             now = trio.current_time()
             pool = self._pool
             used = {worker.pid: cpu_seconds(worker.pid) for worker in pool.ready()}
             shares = [(used[pid] - seconds[pid]) / (now - looked_at) for pid in used if pid in seconds]
             seconds, looked_at = used, now
+            at_rest = bool(shares) and pool.wanted <= self.low and max(shares) < _IDLE_SHARE
+            pause = _IDLE_INTERVAL if at_rest else _INTERVAL
             decision = autoscaler.decide(now, pool.wanted, shares)
             if decision is not None and not pool.stopping:
                 self._log.info(
