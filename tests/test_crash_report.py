@@ -19,6 +19,7 @@ import trio
 import trio.testing
 
 import trioserve
+from trioserve.observe.log_file import LogFile
 from trioserve.structure import crash_report
 from trioserve.structure.crash_report import (
     SIZE_LIMIT,
@@ -226,6 +227,41 @@ def test_a_stderr_that_nobody_reads_does_not_hold_it_up_for_long(
         assert emit_report(report, None, sender) is None  # EPIPE
         os.close(sender)
         assert emit_report(report, None, sender) is None  # EBADF
+
+
+def test_a_long_report_has_no_log_lines_in_its_middle() -> None:
+    """Both go to stderr, which is one pipe, and a report is longer than what a pipe takes in one piece."""
+    reader, sender = os.pipe()
+    report = make_report(catch(fail_with_secrets)) | {"extra": "x" * 30_000}
+    stop = threading.Event()
+    received = bytearray()
+
+    def read() -> None:
+        while part := os.read(reader, 65536):
+            received.extend(part)
+
+    def log() -> None:
+        with open(sender, "w", closefd=False) as stream:
+            file = LogFile(stream, 1_000_000)
+            while not stop.is_set():
+                file.write_lines([b"a log line\n"])
+                file.flush()
+            file.close()
+
+    threads = [threading.Thread(target=log), threading.Thread(target=read)]
+    for thread in threads:
+        thread.start()
+    for _ in range(50):
+        emit_report(report, None, sender)
+    stop.set()
+    threads[0].join()
+    os.close(sender)
+    threads[1].join()
+    os.close(reader)
+    lines = bytes(received).splitlines()
+    assert lines.count(b"a log line") > 50
+    reports = [json.loads(line) for line in lines if line != b"a log line"]
+    assert [found["extra"] for found in reports] == ["x" * 30_000] * 50
 
 
 def test_every_part_is_bounded_together() -> None:

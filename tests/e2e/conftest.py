@@ -1,4 +1,4 @@
-"""Real processes with real deadlines: these tests are run one at a time, when the others are done."""
+"""Real processes: most of these tests may have company, but not those that measure how long something takes."""
 
 from __future__ import annotations
 
@@ -8,8 +8,14 @@ import pytest
 
 _HERE = Path(__file__).parent
 
+# Whole files, and parts of names.
+_ALONE_FILES = frozenset({"test_blocking.py", "test_chaos.py", "test_cold_files.py"})
+_ALONE_NAMES = ("sleeps",)
+
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
-        if item.path.is_relative_to(_HERE):
+        if item.path.parent == _HERE and (
+            item.path.name in _ALONE_FILES or any(name in item.name for name in _ALONE_NAMES)
+        ):
             item.add_marker(pytest.mark.alone)

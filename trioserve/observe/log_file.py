@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import select
 import stat
+import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,6 +21,12 @@ PENDING_LIMIT = 4 * 1024 * 1024
 # A failing file is tried again after 1, 2, 4 ... seconds: ENOSPC and EPIPE tend to last.
 RETRY_FIRST = 1.0
 RETRY_LONGEST = 30.0
+
+
+# Held by whoever writes to a pipe or terminal, which several may share: a crash report is too long to be written in one
+# piece, and must not have log lines in its middle. It is held for a second at the most, for a stderr that nobody reads.
+# Other processes on that pipe cannot be kept from it.
+long_line = threading.Lock()
 
 
 class LogFile:
@@ -131,15 +138,20 @@ class LogFile:
         """
         pending = self._pending
         size = len(pending)
-        if not self._regular:
+        if self._regular:
+            self._account(self._write(size))
+            return True
+        if size > select.PIPE_BUF:
+            size = pending.rfind(b"\n", 0, select.PIPE_BUF) + 1 or select.PIPE_BUF
+        with long_line:
             if not is_writable(self.fd):
                 return False
-            if size > select.PIPE_BUF:
-                size = pending.rfind(b"\n", 0, select.PIPE_BUF) + 1 or select.PIPE_BUF
-        with memoryview(pending) as view, view[:size] as part:
-            written = os.write(self.fd, part)
-        self._account(written)
+            self._account(self._write(size))
         return True
+
+    def _write(self, size: int) -> int:
+        with memoryview(self._pending) as view, view[:size] as part:
+            return os.write(self.fd, part)
 
     def _write_stream(self, stream: TextIO) -> None:
         text = self._pending.decode("utf-8", "replace")

@@ -30,6 +30,7 @@ from typing import Any
 
 import trio
 
+from trioserve.observe.log_file import long_line
 from trioserve.observe.task_tree import dump_tasks
 from trioserve.structure.error_tree import cut, describe_error, read_stack, safe_message, signature, type_name
 
@@ -376,11 +377,13 @@ def _write_all(fd: int, data: bytes) -> None:
 
 def _write_stderr(fd: int, data: bytes) -> None:
     """To a file at once; elsewhere in pieces that poll() has promised room for, until patience ends."""
+    held = False
     try:
         if stat.S_ISREG(os.fstat(fd).st_mode):
             _write_all(fd, data)
             return
         deadline = time.monotonic() + STDERR_PATIENCE
+        held = long_line.acquire(timeout=STDERR_PATIENCE)
         poller = select.poll()
         poller.register(fd, select.POLLOUT)
         rest = memoryview(data)
@@ -393,6 +396,9 @@ def _write_stderr(fd: int, data: bytes) -> None:
                 continue
     except BaseException:  # noqa: S110 - there is nobody left to tell
         pass
+    finally:
+        if held:
+            long_line.release()
 
 
 def _explain(crash_dir: str, problem: BaseException) -> bytes:
