@@ -1,4 +1,4 @@
-"""The picture: CPU time per request as horizontal bars, one panel per workload, as an SVG.
+"""The picture: CPU time per request as horizontal bars, one panel per workload that was measured, as an SVG.
 
 Called by `run.py`; `python bench/chart.py results.json chart.svg` draws an earlier run again. The colours
 follow the reader's light or dark scheme, and the background is transparent. A bar more than a few times
@@ -17,6 +17,8 @@ from xml.sax.saxutils import escape
 PANELS = (
     ("hello-64", "Hello world, 64 connections"),
     ("browser", "Browser-like GET, 13 headers, all different"),
+    ("files-1k", "Static file of 1 KiB (uvicorn with Starlette's)"),
+    ("files-100k", "Static file of 100 KiB (uvicorn with Starlette's)"),
 )
 
 _WIDTH = 760

@@ -24,7 +24,7 @@ from types import FrameType
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from bench import report
-from bench.chart import chart_of
+from bench.chart import PANELS, chart_of
 from bench.files import take_files_turn, take_slow_readers_turn
 from bench.load import Settings, take_load_turn, take_startup_turn
 from bench.measure import Turn, TurnError
@@ -252,7 +252,8 @@ def _write_files(args: argparse.Namespace, results: dict[str, object]) -> None:
         print(f"wrote {json_path}")
     if chart_path is not None:
         if (chart := chart_of(results)) is None:
-            print(f"no chart: it shows hello-64 and browser, not measured in this run ({chart_path} stays)")
+            shown = ", ".join(name for name, _ in PANELS)
+            print(f"no chart: none of what it shows was measured in this run: {shown} ({chart_path} stays)")
         else:
             chart_path.write_text(chart)
             print(f"wrote {chart_path}")

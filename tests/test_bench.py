@@ -5,15 +5,18 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import time
 import xml.etree.ElementTree as ET
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import pytest
+import trio
 
 pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="the benchmark reads /proc")
 
 if sys.platform.startswith("linux"):
-    from bench import chart, load, measure, report, servers, targets, workloads
+    from bench import chart, compression, load, measure, report, servers, targets, workloads
     from bench.measure import Turn, TurnError
 
 _ROOT = Path(__file__).resolve().parent.parent
@@ -202,6 +205,104 @@ def test_the_chart_is_well_formed_and_has_a_bar_a_server() -> None:
         assert float(bar.attrib["x"]) + float(bar.attrib["width"]) < width
     assert len(root.findall(f"{space}path")) == 2, "the long bar of each panel is cut, and shows it"
     assert "450" in {text.text for text in root.findall(f"{space}text")}
+
+
+def _results(*workloads: str) -> dict[str, object]:
+    servers = {
+        name: {"median": {"cpu_us": value}} for name, value in {"trioserve": 9.0, "nginx": 7.0}.items()
+    }
+    return {
+        "when": "2026-01-02T03:04:05+00:00",
+        "machine": {"cpu": "a CPU", "kernel": "6.1", "python": "CPython 3.13"},
+        "workloads": {name: {"servers": servers} for name in workloads},
+    }
+
+
+@pytest.mark.parametrize(
+    ("measured", "titles"),
+    [
+        (("browser", "hello-64", "memory"), ["Hello world", "Browser-like GET"]),
+        (
+            ("hello-64", "files-100k", "files-1k"),
+            ["Hello world", "Static file of 1 KiB", "Static file of 100 KiB"],
+        ),
+        (("files-1k",), ["Static file of 1 KiB"]),
+    ],
+)
+def test_the_chart_has_a_panel_for_each_workload_that_was_measured(
+    measured: tuple[str, ...], titles: list[str]
+) -> None:
+    drawn = chart.chart_of(_results(*measured))
+    assert drawn is not None
+    root = ET.fromstring(drawn)
+    space = "{http://www.w3.org/2000/svg}"
+    shown = [text.text or "" for text in root.findall(f"{space}text") if text.get("class") == "title"]
+    assert len(shown) == len(titles)
+    assert all(text.startswith(title) for text, title in zip(shown, titles, strict=True))
+    assert len(root.findall(f"{space}rect")) == 2 * len(titles)
+
+
+def test_there_is_no_chart_of_what_it_does_not_show() -> None:
+    assert chart.chart_of(_results("memory")) is None
+
+
+def test_the_panels_are_workloads() -> None:
+    assert all(workloads.select([name]) for name, _ in chart.PANELS)
+
+
+# -- compression, in one process ----------------------------------------------------------------------------
+
+
+def _compare(*arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, str(_ROOT / "bench" / "compression.py"), *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=False, cwd=_ROOT / "tests")
+
+
+def test_compression_is_compared_row_by_row() -> None:
+    pytest.importorskip("starlette")
+    done = _compare("--size", "3000", "--rounds", "1")
+    assert done.returncode == 0, done.stderr
+    rows = {line[:17].strip(): line[17:].split() for line in done.stdout.splitlines()[4:]}
+    assert list(rows) == ["gzip 4", "gzip 5", "gzip 6", "br 4 : gzip 4", "br 4 : gzip 6"]
+    for name, (ours, theirs, ratio, our_size, their_size, *held) in rows.items():
+        assert float(ours) > 0 < float(theirs)
+        assert float(ratio) > 0
+        assert name.startswith("br") or our_size == their_size, "the same zlib at the same level"
+        assert len(held) == 2
+
+
+def test_an_answer_too_small_to_be_compressed_is_a_usage_error() -> None:
+    done = _compare("--size", "100")
+    assert done.returncode == 2
+    assert "--size is at least 2000" in done.stderr
+
+
+def test_a_side_that_answers_in_another_coding_is_an_error() -> None:
+    pytest.importorskip("starlette")
+    body = compression.make_body(3000)
+    assert len(body) >= 3000
+    side, _ = compression.make_sides("gzip", 4, 4, body)
+    side.coding = "identity"
+    with pytest.raises(RuntimeError, match="which are wrong"):
+        trio.run(side.check, body)
+
+
+def test_the_longest_step_of_a_task_is_what_the_loop_was_held() -> None:
+    def spin(seconds: float) -> None:
+        end = time.thread_time() + seconds
+        while time.thread_time() < end:
+            pass
+
+    async def app(scope: object, receive: object, send: Callable[[object], Awaitable[None]]) -> None:
+        await trio.to_thread.run_sync(spin, 0.02)
+        spin(0.005)
+        await send({"type": "http.response.start", "headers": []})
+        await send({"type": "http.response.body", "body": b"x"})
+
+    side = compression.Side(app, "gzip")
+    trio.run(side.take_turn)
+    assert 0.005 <= side.held < 0.02
+    assert side.cpu_us[0] >= 25_000
 
 
 def test_the_list_of_servers_and_workloads_is_printed_without_measuring() -> None:

@@ -16,7 +16,6 @@ from trioserve.testing import RawClient, TestServer, encode_request, serving
 
 from ..apps import respond
 
-
 # On every connection that is not TLS.
 FILES: dict[str, Any] = {"http.response.zerocopysend": {}, "http.response.pathsend": {"ranges": True}}
 

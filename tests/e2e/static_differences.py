@@ -39,7 +39,7 @@ def status(nginx: int, ours: int, **others: tuple[str | None, str | None]) -> Va
 CACHE_CONTROL = Difference(
     "any file",
     "no Cache-Control",
-    "`public, max-age=60`; HTML `no-cache`; names with a hash a year and `immutable`",
+    "`max-age=60`; HTML `no-cache`; names with a hash a year and `immutable`",
     "without it each browser and cache guesses by the file's age",
     {"cache-control": (None, "yes")},
 )

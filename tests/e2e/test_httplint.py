@@ -26,15 +26,13 @@ httplint = pytest.importorskip("httplint")
 
 # Findings by name, and why they stay.
 EXPLAINED = {
-    "STORE_PUBLIC_UNNECESSARY": "`public` says that the file is the same for everybody, sent a password or not",
     "PARTIAL_WITHOUT_RANGE": "RFC 9110 §15.3.7.2: the head of a multipart must not have Content-Range, its parts do",
     "FRESHNESS_NO_CACHE_NO_VALIDATOR": "a listing is made for each request; to compare tags it would be made as well",
     "BAD_BROTLI": "httplint decodes a part as if it were the whole; RFC 9110 §14.2: ranges are of the coded bytes",
 }
 
-PUBLIC = frozenset({"STORE_PUBLIC_UNNECESSARY"})
-CODED_PART = PUBLIC | {"BAD_BROTLI"}
-PARTS = PUBLIC | {"PARTIAL_WITHOUT_RANGE"}
+CODED_PART = frozenset({"BAD_BROTLI"})
+PARTS = frozenset({"PARTIAL_WITHOUT_RANGE"})
 LISTING = frozenset({"FRESHNESS_NO_CACHE_NO_VALIDATOR"})
 NONE: frozenset[str] = frozenset()
 
@@ -97,27 +95,27 @@ CODINGS = ("gzip", "br", "zstd")
 THREE = "bytes=0-9,500-509,-10"
 
 PROBES = (
-    *[Probe(target, 200, PUBLIC) for target in FILES],
+    *[Probe(target, 200, NONE) for target in FILES],
     *[Probe(target, 200, NONE) for target in ("/", "/section/")],
-    Probe("/old.txt", 200, PUBLIC),
-    *[Probe(target, 200, PUBLIC, method="HEAD") for target in ("/plain.txt", "/large.bin", "/empty.txt")],
-    *[Probe("/app.js", 200, PUBLIC, {"accept-encoding": coding}) for coding in CODINGS],
-    *[Probe("/app.js", 200, PUBLIC, {"accept-encoding": coding}, "HEAD") for coding in CODINGS],
+    Probe("/old.txt", 200, NONE),
+    *[Probe(target, 200, NONE, method="HEAD") for target in ("/plain.txt", "/large.bin", "/empty.txt")],
+    *[Probe("/app.js", 200, NONE, {"accept-encoding": coding}) for coding in CODINGS],
+    *[Probe("/app.js", 200, NONE, {"accept-encoding": coding}, "HEAD") for coding in CODINGS],
     *[Probe("/", 200, NONE, {"accept-encoding": coding}) for coding in CODINGS],
-    Probe("/app.js", 200, PUBLIC, {"range": "bytes=0-9", "if-range": '"x"'}),
+    Probe("/app.js", 200, NONE, {"range": "bytes=0-9", "if-range": '"x"'}),
     Probe("/folder/", 200, LISTING),
     Probe("/folder/", 200, LISTING, {"accept": "application/json"}),
     Probe("/folder/", 200, LISTING, method="HEAD"),
     Probe("/app.js", 204, NONE, method="OPTIONS"),
-    *[Probe(target, 206, PUBLIC, {"range": "bytes=0-9"}) for target in ("/app.js", "/large.bin")],
+    *[Probe(target, 206, NONE, {"range": "bytes=0-9"}) for target in ("/app.js", "/large.bin")],
     Probe("/", 206, NONE, {"range": "bytes=-10"}),
-    Probe("/app.js", 206, PUBLIC, {"range": "bytes=0-9", "if-range": "{etag}"}),
+    Probe("/app.js", 206, NONE, {"range": "bytes=0-9", "if-range": "{etag}"}),
     Probe("/app.js", 206, CODED_PART, {"range": "bytes=5-", "accept-encoding": "br"}),
     *[Probe(target, 206, PARTS, {"range": THREE}) for target in ("/app.js", "/large.bin")],
-    *[Probe(target, 304, PUBLIC, {"if-none-match": "{etag}"}) for target in ("/app.js", "/large.bin")],
-    *[Probe("/app.js", 304, PUBLIC, {"if-none-match": "{etag}", "accept-encoding": one}) for one in CODINGS],
-    Probe("/app.js", 304, PUBLIC, {"if-modified-since": "{date}"}),
-    Probe("/app.js", 304, PUBLIC, {"if-none-match": "{etag}"}, "HEAD"),
+    *[Probe(target, 304, NONE, {"if-none-match": "{etag}"}) for target in ("/app.js", "/large.bin")],
+    *[Probe("/app.js", 304, NONE, {"if-none-match": "{etag}", "accept-encoding": one}) for one in CODINGS],
+    Probe("/app.js", 304, NONE, {"if-modified-since": "{date}"}),
+    Probe("/app.js", 304, NONE, {"if-none-match": "{etag}"}, "HEAD"),
     Probe("/", 304, NONE, {"if-none-match": "{etag}"}),
     Probe("/section", 308),
     Probe("/section?x=1", 308, NONE, {}, "HEAD"),
@@ -186,10 +184,10 @@ async def test_httplint_finds_nothing_in_pages_for_what_is_not_here(options, cod
 async def test_httplint_finds_nothing_in_a_file_that_was_written_just_now(site, tmp_path):
     """Its tag is weak still."""
     put(tmp_path / "new.txt", b"new words\n", int(time.time()))
-    probe = Probe("/new.txt", 200, PUBLIC)
+    probe = Probe("/new.txt", 200, NONE)
     sent, response = await ask(probe, StaticFiles(tmp_path))
     assert (response.header("etag") or "").startswith("W/")
-    assert lint(probe, sent, response).keys() == PUBLIC
+    assert lint(probe, sent, response) == {}
 
 
 def test_every_explanation_is_needed():
@@ -252,4 +250,4 @@ async def test_redbot_finds_nothing_that_is_not_explained(site):
         assert ("CONNEG_GZIP_GOOD" in names) == (target != "/large.bin"), target
     notes = [tuple(note) for one in found.values() for note in one]
     assert len(notes) > 50
-    assert {note[1] for note in notes if note[0] in ("bad", "warning")} == PUBLIC
+    assert {note[1] for note in notes if note[0] in ("bad", "warning")} == NONE

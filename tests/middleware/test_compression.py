@@ -180,9 +180,13 @@ async def test_trailers_follow_a_stream_and_events_pass_within_it():
 @pytest.mark.parametrize("event", ["http.response.pathsend", "http.response.zerocopysend"])
 async def test_files_are_sent_as_they_are(event):
     message = {"type": event, "path": "/tmp/x", "file": None}
-    given = start([*TEXT, LENGTH, ETAG, (b"accept-ranges", b"bytes")])
-    answer = await call(Compression(app_sending(given, message)), "gzip", extensions=[event])
-    assert answer.messages == [given, message]
+    fields = [*TEXT, LENGTH, ETAG, (b"accept-ranges", b"bytes")]
+    answer = await call(Compression(app_sending(start(fields), message)), "gzip", extensions=[event])
+    # As its HEAD and its parts do.
+    assert answer.messages == [start([*fields, (b"vary", b"accept-encoding")]), message]
+    picture = start([(b"content-type", b"image/png")])
+    answer = await call(Compression(app_sending(picture, message)), "gzip", extensions=[event])
+    assert answer.messages == [picture, message]
 
 
 async def test_a_file_within_a_coded_body_is_an_error_that_says_what_to_do():

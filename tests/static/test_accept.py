@@ -37,4 +37,10 @@ def test_the_most_specific_range_decides(accept: bytes | None, weight: float, na
 
 
 def test_a_long_value_is_read_but_not_kept() -> None:
-    assert media_quality(b"a/b, " * 1000 + b"text/html", HTML) == 1
+    assert media_quality(b"a/b;charset=something-long, " * 60 + b"text/html", HTML) == 1
+
+
+def test_a_value_is_not_read_without_end() -> None:
+    assert media_quality(b"a/b," * 64 + b"text/html", HTML) == 0
+    assert media_quality(b"text/html" + b";a" * 7 + b";q=0.5", HTML) == 0.5
+    assert media_quality(b"text/html" + b";a" * 30_000 + b";q=0.5", HTML) == 1

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -78,9 +79,17 @@ def test_a_reload_is_not_about_the_files_that_are_served(site: Path) -> None:
         ([".", "docs"], EXIT_USAGE, "only one directory can be served, but there is also 'docs'"),
         ([".", "--lisitng"], EXIT_USAGE, "unknown flag --lisitng; did you mean --listing?"),
         ([".", "--max-age", "x"], EXIT_USAGE, "--max-age: invalid int value"),
-        ([".", "--max-age", "-1"], EXIT_CONFIG, "max_age = -1: expected a whole number of at least 0"),
-        ([".", "--symlinks", "all"], EXIT_CONFIG, "choose one of 'beneath', 'never', 'follow'"),
-        ([".", "--not-found", "../x"], EXIT_CONFIG, "not_found = '../x'"),
+        (
+            [".", "--max-age", "-1"],
+            EXIT_CONFIG,
+            "trioserve: --max-age = -1: expected a whole number of at least 0",
+        ),
+        (
+            [".", "--symlinks", "all"],
+            EXIT_CONFIG,
+            "--symlinks = 'all': choose one of 'beneath', 'never', 'follow'",
+        ),
+        ([".", "--not-found", "../x"], EXIT_CONFIG, "--not-found = '../x'"),
         ([".", "--static", "/x=nowhere"], EXIT_CONFIG, "there is no directory"),
         (["--help"], EXIT_OK, ""),
         ([".", "--check-config"], EXIT_OK, ""),
@@ -116,6 +125,24 @@ def test_a_directory_that_may_not_be_entered_is_told_so(site: Path, monkeypatch:
         application_path(str(site), {})
 
 
+def test_a_directory_that_can_be_opened_but_not_entered_is_told_so(
+    site: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Root may enter all of them, so the answer of the kernel is given here."""
+    from trioserve.errors import AppNotFound
+
+    asked: list[tuple[Any, int]] = []
+
+    def no_access(path: Any, mode: int) -> bool:
+        asked.append((path, mode))
+        return False
+
+    monkeypatch.setattr(command.os, "access", no_access)
+    with pytest.raises(AppNotFound, match=f"nothing to serve: this user may not enter {site}"):
+        application_path(str(site), {})
+    assert asked == [(str(site), os.X_OK)]
+
+
 # -- what a person is told -----------------------------------------------------------------------------------
 
 
@@ -134,10 +161,12 @@ def test_a_person_is_told_what_is_served_and_where(site: Path) -> None:
         f"  at        {urls}",
         "  files     9 in 3 directories; and 1 precompressed (.br, .zst, .gz)",
         "  index     index.html",
-        "  listing   on",
+        "  listing   on, for directories without an index",
         "  dotfiles  hidden",
-        "  not found 404.html",
+        "  not found 404.html (which is not there yet)",
     ]
+    put(site / "404.html", b"gone")
+    assert describe(str(site), options, config).endswith("  not found 404.html")
     text = describe(
         str(site / "bare"), {"spa": "index.html", "dotfiles": True}, Config.from_mapping(bind="unix:/x")
     )
@@ -147,8 +176,11 @@ def test_a_person_is_told_what_is_served_and_where(site: Path) -> None:
         "  index     index.html (there is none at the top)",
         "  listing   off",
         "  dotfiles  served",
-        "  spa       index.html for places that are no files",
+        "  spa       index.html for places that are no files (which is not there yet)",
     ]
+    assert describe(str(site), {"spa": "index.html"}, config).endswith(
+        "index.html for places that are no files"
+    )
 
 
 def test_the_first_look_is_bounded(site: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -186,6 +218,32 @@ async def test_a_directory_is_served_by_a_command(site: Path, workers: str) -> N
 
 
 @alone
+@pytest.mark.parametrize("preload", [(), ("--preload",)])
+async def test_code_that_is_served_is_not_run(site: Path, preload: tuple[str, ...]) -> None:
+    """Started in the directory that is served, where names of the standard library may lie."""
+    for name in ("base64", "html", "trioserve", "sitecustomize"):
+        put(site / f"{name}.py", b"open('was-run', 'w').close()\nraise SystemExit(9)\n")
+    launcher = (
+        "import runpy, sys; sys.argv[0] = 'trioserve'; runpy.run_module('trioserve', run_name='__main__')"
+    )
+    command = (
+        sys.executable,
+        "-P",
+        "-c",
+        launcher,
+        "static",
+        "--bind",
+        "127.0.0.1:0",
+        "--workers",
+        "1",
+        *preload,
+    )
+    async with start_process(*command, cwd=site) as process:
+        await process.wait_running()
+        assert (await process.get("/plain.txt")).body == b"0123456789"
+    assert not (site / "was-run").exists()
+
+
 async def test_directories_are_served_beside_an_app(site: Path) -> None:
     mounts = ("--static", f"/s={site}", "--static", f"/d={site}/docs")
     async with serve_command("tests.e2e.apps:app", *mounts, workers=2) as server:

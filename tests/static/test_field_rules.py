@@ -28,6 +28,7 @@ def rules(**given: object) -> FieldRules:
         "logo_5f2e8a91.svg",
         "chunk-vendors.8f3a2b1c.js",
         "font.9Xk2mQ7vB4.woff2",
+        "app.2f00d001.js",
     ],
 )
 def test_a_hash_in_a_name_is_seen(name: str) -> None:
@@ -50,6 +51,11 @@ def test_a_hash_in_a_name_is_seen(name: str) -> None:
         "setup-WIN32X64.exe",
         "feedface.js",
         "name-feedface.js",
+        # Hexadecimal by chance: a word and a year, a date and an edition, a number and its version.
+        "menu-cafe2023.jpg",
+        "building.facade2024.png",
+        "minutes-20240115b.pdf",
+        "order-1000000a.pdf",
         "8f3a2b1c.js",
         "8f3a2b1c",
         "name-8f3a2b1c",
@@ -69,12 +75,18 @@ def test_words_dates_and_versions_are_no_hashes(name: str) -> None:
 def test_cache_control_by_name() -> None:
     plain = rules()
     assert plain.cache_control(b"a/main.8f3a2b1c.js") == IMMUTABLE
-    assert plain.cache_control(b"main.8f3a2b1c/x.js") == b"public, max-age=60"
+    assert plain.cache_control(b"main.8f3a2b1c/x.js") == b"max-age=60"
     assert plain.cache_control(b"a/index.html") == ASK_FIRST
     assert plain.cache_control(b"a/index.8f3a2b1c.html") == IMMUTABLE
-    assert rules(max_age=0).cache_control(b"x.png") == b"public, max-age=0"
+    assert rules(max_age=0).cache_control(b"x.png") == b"max-age=0"
     assert rules(cache_control="no-store").cache_control(b"a/main.8f3a2b1c.js") == b"no-store"
     assert rules(cache_control="").cache_control(b"x.png") == b""
+
+
+def test_no_shared_cache_is_told_to_keep_what_needed_a_password() -> None:
+    """RFC 9111 section 3.5: `public` allows it to."""
+    values = {rules().cache_control(name) for name in (b"a.js", b"a.8f3a2b1c.js", b"a.html")}
+    assert values == {b"max-age=60", b"max-age=31536000, immutable", b"no-cache"}
 
 
 def test_rules_match_the_name_or_with_a_slash_the_path_and_the_first_wins() -> None:
@@ -82,9 +94,9 @@ def test_rules_match_the_name_or_with_a_slash_the_path_and_the_first_wins() -> N
     assert found.cache_control(b"docs/v1/x.pdf") == b"a"
     assert found.cache_control(b"other/docs/x.pdf") == b"b"
     assert found.cache_control(b"top.txt") == b"c"
-    assert found.cache_control(b"a/top.txt") == b"public, max-age=60"
+    assert found.cache_control(b"a/top.txt") == b"max-age=60"
     assert found.cache_control(b"a/y.js") == b"d"
-    assert found.cache_control(b"a/yy.js") == b"public, max-age=60"
+    assert found.cache_control(b"a/yy.js") == b"max-age=60"
     assert found.cache_control("ä\n.pdf".encode()) == b"b"
     assert found.cache_control(b"\xff.pdf") == b"b"
 

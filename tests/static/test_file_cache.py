@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import resource
 from collections.abc import Iterator
@@ -11,7 +12,7 @@ from typing import Any
 import pytest
 import trio
 
-from trioserve.static.confine import ConfinedRoot, NeedsThread
+from trioserve.static.confine import ConfinedRoot, NeedsThread, RootClosed
 from trioserve.static.field_rules import FieldRules
 from trioserve.static.file_cache import FileCache, OutOfDescriptors, most_descriptors
 from trioserve.static.open_file import OpenFile
@@ -60,7 +61,9 @@ class Fixture:
                     self.opened.append(relative)
                 if self.gate is not None:
                     trio.from_thread.run_sync(self.waiting.set)
-                    trio.from_thread.run(self.gate.wait)
+                    # Where the task is cancelled this ends at once, with an error that no thread of ours meets.
+                    with contextlib.suppress(trio.Cancelled):
+                        trio.from_thread.run(self.gate.wait)
 
         monkeypatch.setattr(ConfinedRoot, "open", count)
 
@@ -307,6 +310,14 @@ async def test_shortcuts_end_with_their_entry(at: Fixture) -> None:
     assert cache.shortcuts == {"": {}}
 
 
+async def test_a_path_that_a_client_has_made_long_is_no_shortcut(at: Fixture) -> None:
+    cache = at.cache()
+    entry = await found(cache, b"small0")
+    cache.remember("", b"/small0?" + b"x" * 8000, entry)
+    assert not entry.paths
+    assert not cache.shortcuts
+
+
 async def test_root_paths_are_bounded(at: Fixture) -> None:
     cache = at.cache()
     for number in range(30):
@@ -364,10 +375,34 @@ async def test_what_was_evicted_while_a_thread_looked_at_it_is_opened_again(at: 
     async with trio.open_nursery() as nursery:
         nursery.start_soon(look)
         await at.waiting.wait()
-        cache.close()
+        cache.shrink()
         at.gate.set()
     assert entries[0] is not known
     assert is_open(file_of(entries[0]))
+
+
+@pytest.mark.parametrize("again", [False, True])
+async def test_a_cache_that_is_closed_while_a_thread_looks_keeps_nothing(at: Fixture, again: bool) -> None:
+    async with no_leaks():
+        cache = at.cache()
+        if again:
+            await found(cache, b"large0")
+            at.clock.now += 5
+        at.needs_thread = True
+        at.gate = trio.Event()
+
+        async def look() -> None:
+            with pytest.raises(RootClosed):
+                await cache.find(b"large0")
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(look)
+            await at.waiting.wait()
+            cache.close()
+            at.gate.set()
+        assert len(cache) == 0
+        at.caches.remove(cache)
+        cache._looker.root.close()
 
 
 async def test_cancelling_leaves_nothing_open(at: Fixture) -> None:

@@ -38,7 +38,7 @@ def fields_of(response: Response) -> dict[str, str]:
     return fields
 
 
-def file_fields(size: int, kind: str, cache: str = "public, max-age=60", **more: str) -> dict[str, str]:
+def file_fields(size: int, kind: str, cache: str = "max-age=60", **more: str) -> dict[str, str]:
     fields = NOSNIFF | {
         "content-type": kind,
         "content-length": str(size),
@@ -60,7 +60,7 @@ def error_fields(status: str, **more: str) -> dict[str, str]:
 TEXT, HTML, BINARY = "text/plain; charset=utf-8", "text/html; charset=utf-8", "application/octet-stream"
 PLAIN = file_fields(10, TEXT)
 HOME = file_fields(14, HTML, "no-cache")
-NOT_MODIFIED = {"etag": tag(10), "cache-control": "public, max-age=60", "vary": "accept-encoding"}
+NOT_MODIFIED = {"etag": tag(10), "cache-control": "max-age=60", "vary": "accept-encoding"}
 FAILED = error_fields("412 Precondition Failed", vary="accept-encoding")
 LATER, EARLIER = http_date(OLD + 1).decode(), http_date(OLD - 1).decode()
 

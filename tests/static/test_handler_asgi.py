@@ -18,6 +18,7 @@ import trio
 import trioserve
 from trioserve import ConfigError, StaticFiles
 from trioserve.asgi.exchange import Exchange
+from trioserve.static.confine import ConfinedRoot, NeedsThread
 from trioserve.testing import no_leaks, serving
 
 from .asking import LARGE, ask, http_scope, nothing_to_receive
@@ -124,6 +125,90 @@ async def test_in_starlette_and_behind_its_middleware(site: Path, engine: str, m
             assert (await client.get("/files/docs", plain)).header("location") == "./docs/"
             assert (await client.get("/files/nothing", plain)).status == 404
         assert server.failure is None
+
+
+class Private(StaticFiles):
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] == "http" and (b"authorization", b"Basic eDp5") not in scope["headers"]:
+            await send({"type": "http.response.start", "status": 401, "headers": []})
+            await send({"type": "http.response.body", "body": b"who are you?"})
+            return
+        await super().__call__(scope, receive, send)
+
+
+class Renamed(Private):
+    pass
+
+
+class Named(StaticFiles):
+    name = "files"
+
+
+@pytest.mark.parametrize("kind", [Private, Renamed])
+async def test_a_subclass_that_asks_for_a_password_asks_for_it_each_time(
+    site: Path, engine: str, kind: Any
+) -> None:
+    """Also when the file is in the cache, where the server would have the answer without a call."""
+    allowed = [("authorization", "Basic eDp5")]
+    async with serving(kind(site), http_engine=engine) as server, server.connect() as client:
+        for target in ("/plain.txt", "/large.bin", "/"):
+            for _ in range(2):
+                assert (await client.get(target, allowed)).status == 200
+                assert (await client.get(target)).status == 401
+    assert kind.quick_answer is None
+    assert Named.quick_answer is StaticFiles.quick_answer
+
+
+class HandingOn:
+    """A wrapper as many write it: what it does not have is looked for in the app."""
+
+    def __init__(self, app: Any) -> None:
+        self.app = app
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.app, name)
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] == "http" and (b"authorization", b"Basic eDp5") not in scope["headers"]:
+            await send({"type": "http.response.start", "status": 401, "headers": []})
+            await send({"type": "http.response.body", "body": b"who are you?"})
+            return
+        await self.app(scope, receive, send)
+
+
+async def test_a_wrapper_that_asks_for_a_password_asks_for_it_each_time(site: Path, engine: str) -> None:
+    allowed = [("authorization", "Basic eDp5")]
+    async with (
+        serving(HandingOn(StaticFiles(site)), http_engine=engine) as server,
+        server.connect() as client,
+    ):
+        for target in ("/plain.txt", "/large.bin"):
+            for _ in range(2):
+                assert (await client.get(target, allowed)).status == 200
+                assert (await client.get(target)).status == 401
+
+
+async def test_closing_it_ends_requests_under_way_with_503(
+    site: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = ConfinedRoot.open
+    apps: list[StaticFiles] = []
+
+    def close_meanwhile(root: ConfinedRoot, relative: bytes, *, nonblocking: bool = False) -> Any:
+        if nonblocking:
+            raise NeedsThread
+        apps[0].close()
+        return real(root, relative)
+
+    monkeypatch.setattr(ConfinedRoot, "open", close_meanwhile)
+    async with no_leaks():
+        for target in ("/large.bin", "/bare/"):
+            apps[:] = [StaticFiles(site, listing=True)]
+            response = await ask(apps[0], target)
+            assert (response.status, response.header("retry-after")) == (503, "1")
+        monkeypatch.undo()
+        assert (await ask(apps[0], "/large.bin")).body == LARGE
+        apps[0].close()
 
 
 # -- sending without the server's help -----------------------------------------------------------------------

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import threading
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from trioserve import StaticFiles
+from trioserve.static import listing
 from trioserve.testing import serving
 
 from .asking import LARGE, ask, put
@@ -24,10 +28,8 @@ async def test_fields_by_pattern(site: Path) -> None:
         headers={"X-Site": "1"},
         content_types={".bin": "application/x-large"},
     )
-    assert (await ask(app, "/app.8f3a2b1c.js")).header(
-        "cache-control"
-    ) == "public, max-age=31536000, immutable"
-    assert (await ask(app, "/app.js")).header("cache-control") == "public, max-age=5"
+    assert (await ask(app, "/app.8f3a2b1c.js")).header("cache-control") == "max-age=31536000, immutable"
+    assert (await ask(app, "/app.js")).header("cache-control") == "max-age=5"
     assert (await ask(app, "/")).header("cache-control") == "no-cache"
     assert (await ask(app, "/docs/")).header("cache-control") == "private"
     assert (await ask(app, "/image.png")).header("cache-control") is None
@@ -91,6 +93,27 @@ async def test_a_directory_is_listed_where_that_is_asked_for(site: Path, engine:
         assert (await server.get("/.git/")).status == 404
 
 
+async def test_a_list_is_written_in_a_thread(site: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ten thousand names take a third of a second."""
+    threads = []
+
+    def watched(write: Any) -> Any:
+        def call(*args: Any) -> Any:
+            threads.append(threading.current_thread())
+            return write(*args)
+
+        return call
+
+    for name in ("listing_page", "listing_json"):
+        monkeypatch.setattr(listing, name, watched(getattr(listing, name)))
+    app = StaticFiles(site, listing=True)
+    for accept in ("text/html", "application/json"):
+        assert (await ask(app, "/bare/", headers=[("accept", accept)])).status == 200
+    assert len(threads) == 2
+    assert threading.current_thread() not in threads
+    app.close()
+
+
 HTML_WANTED = [("accept", "text/html,application/xhtml+xml,*/*;q=0.8")]
 
 
@@ -136,6 +159,14 @@ async def test_a_page_for_what_is_not_found(site: Path, engine: str) -> None:
         async with server.connect() as client:
             head = await client.request("HEAD", "/nothing")
         assert (head.status, head.body, head.header("content-length")) == (404, b"", "13")
+
+
+async def test_who_takes_no_form_of_the_page_gets_words_that_vary_with_it(site: Path) -> None:
+    put(site / "404.html", b"<h1>lost</h1>")
+    app = StaticFiles(site, not_found="404.html")
+    words = await ask(app, "/nothing", headers=[("accept-encoding", "identity;q=0")])
+    assert (words.status, words.body, words.header("vary")) == (404, b"404 Not Found\n", "accept-encoding")
+    app.close()
 
 
 async def test_a_page_that_is_missing_itself_is_made_up_for(site: Path) -> None:

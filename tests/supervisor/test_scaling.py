@@ -127,7 +127,9 @@ async def test_the_range_can_change_go_and_come_back(
         nursery.cancel_scope.cancel()
 
 
-async def test_it_wakes_as_often_as_there_is_something_to_see(pool: Pool, autojump_clock: trio.testing.MockClock) -> None:
+async def test_it_wakes_as_often_as_there_is_something_to_see(
+    pool: Pool, autojump_clock: trio.testing.MockClock
+) -> None:
     found = of(pool)
     found.set(2)
     steps = 0
@@ -151,7 +153,7 @@ async def test_it_wakes_as_often_as_there_is_something_to_see(pool: Pool, autoju
         await trio.sleep(10)
         steps = 0
         await trio.sleep(1000)
-        assert steps == 200, "and seldom while there is none"
+        assert 199 <= steps <= 201, "and seldom while there is none"
         pool.use = 1.0
         await trio.sleep(25)
         assert pool.wanted == 3, "yet in time"

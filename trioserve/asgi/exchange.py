@@ -78,7 +78,8 @@ class Exchange:
         head_at: when the head was written (trio's clock), None before.
         response_bytes: body bytes handed to the transport.
         gone: the `ClientDisconnected` that this exchange raised, for the boundary to recognise.
-        file_error: the same for `FileSendFailed`; once the head is on the wire, nothing more may be sent.
+        file_error: the last `FileSendFailed`, which the app may have let pass, or made up for with something else.
+        torn: a file was begun and not sent whole, for whatever reason: nothing may stand where its bytes are missing.
         debug_info: the `info` of an `http.response.debug` event, or None.
     """
 
@@ -91,6 +92,7 @@ class Exchange:
     response_bytes = 0
     gone: ClientDisconnected | None = None
     file_error: FileSendFailed | None = None
+    torn = False
     debug_info: Any = None
     _request_told = False  # the app has been given the end of the request body
     _receiving = False
@@ -153,7 +155,7 @@ class Exchange:
             try:
                 blocked = self.wire_send_body(body, more)
             except OSError as error:
-                self.raise_disconnected(error)
+                self._raise_failure(error)
             except TypeError:
                 raise UnexpectedMessage(f"'body' must be bytes, not {type(body).__name__}") from None
             if blocked:
@@ -201,8 +203,8 @@ class Exchange:
         if not self.wire_takes_body():
             await self._write(lambda: self.wire_send_body(b"", more))
             return
-        if self.file_error is not None and self.state > _HELD:
-            raise self.file_error
+        if self.torn:
+            self.raise_torn()
         opened: int | None = None
         self._sending = True
         try:
@@ -220,6 +222,9 @@ class Exchange:
             self._sending = False
             if opened is not None:
                 os.close(opened)
+            self.wire_resume()
+        if more:
+            await self._give_way()
 
     async def send_last_part(self, part: FilePart) -> None:
         """Send a part of a file as the end of the body; for a protocol that has begun with it already.
@@ -265,11 +270,25 @@ class Exchange:
         """Say what a write has met in the app's terms: the file is at fault, or the peer is gone."""
         if isinstance(error, FileSendFailed):
             self.file_error = error
-            raise error
+            try:
+                raise error
+            finally:
+                del error  # its traceback holds this frame
         if isinstance(error, OSError):
             self.raise_disconnected(error)
         # A task that has outlived its request: the connection was closed under it.
         self.raise_disconnected(OSError(errno.EPIPE, os.strerror(errno.EPIPE)))
+
+    def raise_torn(self) -> NoReturn:
+        """Refuse what the app would send behind a file that was not sent whole."""
+        if self.gone is not None:
+            raise self.gone
+        if self.file_error is None:
+            self.file_error = FileSendFailed(
+                errno.ECANCELED,
+                "nothing can follow a file whose send() was cancelled before all of it was sent",
+            )
+        raise self.file_error
 
     async def _give_way(self) -> None:
         now = self.connection.worker.clock()
@@ -331,9 +350,15 @@ class Exchange:
     async def wire_send_file(self, part: FilePart, more: bool) -> None:
         """Write a part of a file as the next part of the body, and move `state`; returns once it is sent.
 
+        However else it ends, `torn` says whether a part of the file, or of its framing, may be on the wire.
+
         Raises:
             FileSendFailed: the file turned out to be shorter, or cannot be read.
         """
+        raise NotImplementedError
+
+    def wire_resume(self) -> None:
+        """A file was sent, or could not be: what is still held back may be written in the background again."""
         raise NotImplementedError
 
     async def wire_flush(self) -> None:

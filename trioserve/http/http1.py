@@ -15,11 +15,12 @@ import trio
 from trioserve.asgi.exchange import ResponseState
 from trioserve.errors import IncompleteResponse, RequestRefused, TaskLeak
 from trioserve.http.engine import Engine
-from trioserve.http.http1_exchange import Http1Exchange
+from trioserve.http.http1_exchange import Http1Exchange, prepare_head
 from trioserve.http.response import minimal_response
 from trioserve.net.transport import BODY_READ_SIZE
 from trioserve.observe.access_log import AccessEntry
 from trioserve.observe.in_flight import NO_REQUEST, PATH_SIZE
+from trioserve.static.answers import Answer
 from trioserve.structure.boundary import ROWS, Fault, is_cancellation
 from trioserve.structure.context import ConnectionContext
 from trioserve.structure.deadlines import NEVER
@@ -28,6 +29,9 @@ _NONE, _COMPLETE = ResponseState.NONE, ResponseState.COMPLETE
 
 # How much of an unread request body is read and thrown away to keep the connection; beyond it, closing is cheaper.
 _DISCARD_SIZE = 256 * 1024
+
+# What the access log calls the end of a response that was not the app's doing, by the boundary's row.
+_OUTCOMES = {"C2": "peer gone", "C4": "file error"}
 
 
 class Http1:
@@ -66,10 +70,14 @@ class Http1:
         engine = self.engine
         task = connection.task
         app = worker.app
-        # An app may have its answer ready before there is a scope to ask with.
-        quick_answer = getattr(app, "quick_answer", None)
+        # An app may have its answer ready before there is a scope to ask with. Its type must say so: a wrapper that
+        # hands on what it does not have itself may be there to look at each request first.
+        has_quick = getattr(type(app), "quick_answer", None) is not None
+        quick_answer = app.quick_answer if has_quick else None  # type: ignore[attr-defined]
         answer = None
         raw_path = b""
+        # Nothing has to be noted of a request but that there was one.
+        plain = worker.access_log is None and worker.admission is None
         clock = worker.clock
         keep_alive = worker.timeouts.keep_alive
         most_requests = worker.limits.keep_alive_requests if keep_alive else 0
@@ -99,11 +107,24 @@ class Http1:
 
             # -- run the app on it
             connection.requests = number = connection.requests + 1
+            if quick_answer is not None:
+                raw_path = engine.target.partition(b"?")[0]
+                answer = quick_answer(engine.method, raw_path, engine.headers, worker.root_path)
+                if answer is not None and plain and number < most_requests and self._answer_now(answer):
+                    answer = None
+                    data = engine.leftover
+                    if not data:
+                        data = transport.recv_nowait() if watch.readable or worker.draining else None
+                    if data:
+                        await trio.lowlevel.checkpoint()
+                    continue
             connection.phase = "request"
             connection.deadline = NEVER
-            connection.exchange = exchange = Http1Exchange(
-                connection, engine, clock(), engine.keep_alive and number < most_requests
-            )
+            exchange = self.exchange
+            if exchange is None:
+                connection.exchange = exchange = Http1Exchange(
+                    connection, engine, clock(), engine.keep_alive and number < most_requests
+                )
             if timed or watch.hangup:
                 connection.begin_handler(exchange.started_at + request_timeout)
             if admission is not None:
@@ -111,9 +132,6 @@ class Http1:
                 exchange.admitted = True
             error: BaseException | None = None
             try:
-                if quick_answer is not None:
-                    raw_path = engine.target.partition(b"?")[0]
-                    answer = quick_answer(engine.method, raw_path, engine.headers, worker.root_path)
                 if answer is None:
                     scope = exchange.scope()
                     raw_path = scope["raw_path"]
@@ -127,7 +145,7 @@ class Http1:
                         path_cell.value = raw_path[:PATH_SIZE]
                 if answer is None:
                     await app(scope, exchange.receive, exchange.send)
-                elif not exchange.answer_at_once(answer):
+                elif exchange.state is not _NONE or not exchange.answer_at_once(answer):
                     await exchange.finish_answer(answer)
             except BaseException as raised:
                 error = raised
@@ -137,7 +155,7 @@ class Http1:
                 keep = await self._settle(exchange, error)
                 # Its traceback holds this frame: together they would wait for the collector, with all that the app
                 # has open in its frames.
-                error = exchange.gone = None
+                error = exchange.gone = exchange.file_error = None
                 if not keep:
                     return
             if worker.access_log is not None:
@@ -167,6 +185,44 @@ class Http1:
             if data:
                 # Here already: there will be no wait, so give way, and let the new context take effect.
                 await trio.lowlevel.checkpoint()
+
+    def _answer_now(self, answer: Answer) -> bool:
+        """Write a small prepared response in one call and without an exchange; False if that was not all of it.
+
+        Raises:
+            OSError: the connection is broken.
+        """
+        connection = self.connection
+        worker = connection.worker
+        engine = self.engine
+        transport = connection.transport
+        if (
+            answer.file is not None
+            or engine.method != "GET"
+            or not engine.keep_alive
+            or not engine.body_complete
+            or engine.version != "1.1"
+            or worker.draining
+            or transport.watch.hangup
+        ):
+            return False
+        now = worker.clock()
+        head = answer.head
+        if head is None or now >= answer.head_until:
+            head = prepare_head(answer, worker.response_defaults, now)
+            if head is None:
+                return False
+        data = head + answer.body
+        sent = transport.send_nowait(data)
+        if sent < len(data):
+            connection.exchange = exchange = Http1Exchange(connection, engine, now, True)
+            exchange.take_rest(answer, memoryview(data)[sent:])
+            return False
+        connection.phase = "keep_alive"
+        connection.deadline = deadline = now + worker.timeouts.keep_alive
+        if deadline < connection.armed_at:
+            worker.deadlines.arm(connection)
+        return True
 
     def _discard_body(self) -> bool:
         """Throw away what is left of the request body; False if it is too much or not here yet."""
@@ -206,7 +262,7 @@ class Http1:
         if exchange.refusal is not None and isinstance(error, Exception) and not exchange.response_started:
             raise exchange.refusal
         fault = connection.worker.boundary.judge_app(connection, exchange, error)
-        if exchange.state is _COMPLETE:
+        if exchange.state is _COMPLETE and not exchange.is_sending:
             await exchange.wire_flush()
             self.linger = self.engine.keep_alive or not self.engine.body_complete
         elif fault.status is not None and not exchange.response_started:
@@ -216,7 +272,7 @@ class Http1:
                 self.write_last_words(fault.status)
         else:
             self.truncate(exchange)
-        outcome = "app error" if fault.status is not None else "peer gone"
+        outcome = _OUTCOMES.get(fault.row, "app error")
         self.log(outcome, fault.summary, status=None if exchange.response_started else fault.status)
         self.end_exchange()
         return False
@@ -233,10 +289,15 @@ class Http1:
 
     def _unfinished_business(self, exchange: Http1Exchange) -> BaseException | None:
         if exchange.state is _COMPLETE:
+            if exchange.queue and exchange.is_sending:
+                return IncompleteResponse(
+                    "the app returned while a task that it has left running was in send()"
+                )
             return None
-        if exchange.file_error is not None and exchange.state is not _NONE:
+        peer_gone = exchange.told_gone or self.connection.transport.broken is not None
+        if exchange.file_error is not None and (exchange.torn or not peer_gone):
             return exchange.file_error
-        if exchange.told_gone or self.connection.transport.broken is not None:
+        if peer_gone:
             return exchange.gone or IncompleteResponse("the app stopped because the client had gone")
         if exchange.state is _NONE:
             return IncompleteResponse("the app returned without sending a response")

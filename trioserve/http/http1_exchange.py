@@ -22,6 +22,7 @@ from trioserve.http.response import (
     CLOSE,
     KEEP_ALIVE,
     LAST_CHUNK,
+    DefaultFields,
     check_start,
     field_block,
 )
@@ -29,7 +30,7 @@ from trioserve.static.answers import Answer
 from trioserve.static.open_file import OpenFile
 from trioserve.static.ranges import Span
 from trioserve.static.residency import SURPRISE_SECONDS
-from trioserve.static.sendfile import WINDOW
+from trioserve.static.sendfile import WINDOW, FileSender
 from trioserve.static.sending import send_pieces
 from trioserve.structure.context import ConnectionContext
 
@@ -56,6 +57,7 @@ class Http1Exchange(Http1Request):
     _block = b""
     _flags = 0
     _flush_asked = False
+    _ends_with_file = False
     _is_head: bool
     _chunked = False
     _expected: int | None = None
@@ -87,6 +89,16 @@ class Http1Exchange(Http1Request):
     def response_complete(self) -> bool:
         """All of the response was handed to the transport."""
         return self.state is _COMPLETE
+
+    @property
+    def response_given(self) -> bool:
+        """The app has said all: the response is complete, or the last part of it is a file that is being sent."""
+        return self.state is _COMPLETE or (self._ends_with_file and self._sending)
+
+    @property
+    def is_sending(self) -> bool:
+        """A task of the app is in `send()`, waiting."""
+        return self._sending
 
     @property
     def ends_with_connection(self) -> bool:
@@ -206,12 +218,12 @@ class Http1Exchange(Http1Request):
     def _send_next(self, body: bytes, more: bool, *, checked: bool = False) -> bool:
         if type(body) is not bytes:
             body = _as_bytes(body)  # a copy: it may be held back, and the app may write to its own
+        if self.torn:
+            self.raise_torn()
         size = len(body)
         if size and not self._is_head:
             total = self.response_bytes + size
             if not checked:
-                if self.file_error is not None:
-                    raise self.file_error  # what comes now would stand where the file's bytes are missing
                 if self.status in BODILESS:
                     self._check_bodiless(size)
                 check_body_length(total, self._expected, not more)
@@ -230,8 +242,7 @@ class Http1Exchange(Http1Request):
         if self.queued >= _HOLD_SIZE or flusher is None:
             return self.wire_write_queue()
         if not self._flush_asked:
-            self._flush_asked = True
-            flusher.request(self.flush_in_background)
+            self.wire_resume()
         return False
 
     def _end_body(self) -> None:
@@ -275,13 +286,7 @@ class Http1Exchange(Http1Request):
         Raises:
             ClientDisconnected: as `send`.
         """
-        checked = answer.checked
-        if checked is None:
-            block, length, flags = check_start(answer.status, answer.fields)
-            if length is not None:
-                block += b"content-length: %d\r\n" % length
-            checked = answer.checked = block, length, flags
-        self._block, self._expected, self._flags = checked
+        self._block, self._expected, self._flags = answer.checked or check_answer(answer)
         if self._flags & ASKS_CLOSE:
             self.keep_alive = False
         self.fields = answer.fields
@@ -300,6 +305,14 @@ class Http1Exchange(Http1Request):
             return True
         self.queue.append(memoryview(data)[sent:])
         return False
+
+    def take_rest(self, answer: Answer, rest: memoryview) -> None:
+        """A prepared response was begun without an exchange; `rest` is what the kernel has not taken of it."""
+        self.status = answer.status
+        self.fields = answer.fields
+        self.head_at = self.started_at
+        self._complete(len(answer.body))
+        self.queue.append(rest)
 
     def _begin_file(self, answer: Answer, file: OpenFile) -> bool:
         """Head and file in two calls, where the file is in memory and the socket has room; True if that was all."""
@@ -366,18 +379,24 @@ class Http1Exchange(Http1Request):
         return not self._is_head and self.status not in BODILESS
 
     async def wire_open(self, path: str | bytes) -> int:
-        descriptor: int = await self.connection.worker.files.open(path)
-        return descriptor
+        files: FileSender = self.connection.worker.files
+        return await files.open(path)
 
     async def wire_send_file(self, part: FilePart, more: bool) -> None:
-        files = self.connection.worker.files
+        connection = self.connection
+        files: FileSender = connection.worker.files
         size = part.count
         await files.prepare(part)  # now, while an error can still be answered with one
+        self.transport.watch.on_writable = None  # what is held back goes with the file
+        if connection.phase == "response_write":
+            self._end_write()
         if self.state is _HELD:
             self._hold_head(size, more)
         else:
             check_body_length(self.response_bytes + size, self._expected, not more)
+        self._ends_with_file = not more and self._trailers is None
         if size:
+            self.torn = True
             if self._chunked:
                 self.queue.append(b"%x\r\n" % size)
             if self.queue and self.transport.send_ahead_nowait(self.queue):
@@ -385,6 +404,7 @@ class Http1Exchange(Http1Request):
             await files.send(part, self)
             if self._chunked:
                 self.queue.append(b"\r\n")
+            self.torn = False
         if not more:
             self._end_body()
         if self.wire_write_queue():
@@ -407,7 +427,16 @@ class Http1Exchange(Http1Request):
         try:
             await self.transport.watch.wait_writable()
         finally:
-            self.connection.enter_handler()
+            self._end_write()
+
+    def _end_write(self) -> None:
+        connection = self.connection
+        if self._body_deadline:
+            connection.start_phase(
+                "request_body", self._body_deadline
+            )  # another task of the app still waits for it
+        else:
+            connection.enter_handler()
 
     # -- writing ---------------------------------------------------------------------------------------------
 
@@ -423,20 +452,26 @@ class Http1Exchange(Http1Request):
         except OSError:
             return True
 
+    def wire_resume(self) -> None:
+        flusher = self.connection.worker.flusher
+        if self.queue and flusher is not None and not self._flush_asked:
+            self._flush_asked = True
+            flusher.request(self.flush_in_background)
+
     async def wire_flush(self) -> None:
         self.transport.watch.on_writable = None
         try:
             while self.queue and self.wire_write_queue():
                 await self.wait_room()
         finally:
-            self.connection.enter_handler()
+            self._end_write()
 
     def flush_in_background(self) -> None:
         """Called by the flusher or the hub: write what was held back, and again once the peer has made room."""
         self._flush_asked = False
-        if not self.queue or self._sending:
-            return
         connection = self.connection
+        if self._sending or connection.exchange is not self:
+            return
         try:
             blocked = self.wire_write_queue()
         except OSError:
@@ -449,7 +484,26 @@ class Http1Exchange(Http1Request):
             if connection.phase != "request_body":
                 connection.start_write()
         elif connection.phase == "response_write":
-            connection.enter_handler()
+            self._end_write()
+
+
+def check_answer(answer: Answer) -> tuple[bytes, int | None, int]:
+    """What `check_start` says of a prepared response, its Content-Length among the lines; remembered in it."""
+    block, length, flags = check_start(answer.status, answer.fields)
+    if length is not None:
+        block += b"content-length: %d\r\n" % length
+    answer.checked = block, length, flags
+    return block, length, flags
+
+
+def prepare_head(answer: Answer, defaults: DefaultFields, now: float) -> bytes | None:
+    """The whole head of a prepared response on a connection that is kept, good for this second; None for odd fields."""
+    block, _, flags = answer.checked or check_answer(answer)
+    if flags:
+        return None
+    answer.head = head = b"".join((block, defaults.block(now), b"\r\n"))
+    answer.head_until = defaults.valid_until
+    return head
 
 
 def _as_bytes(body: Any) -> bytes:

@@ -39,6 +39,7 @@ class Http1Request(Exchange):
     told_gone = False
     admitted = False
     _body_waited = 0.0
+    _body_deadline = 0.0  # while a task waits for the body
 
     def scope(self) -> Any:
         """The ASGI scope of this request."""
@@ -117,7 +118,8 @@ class Http1Request(Exchange):
         ):
             return {"type": "http.disconnect"}
         began = clock()
-        connection.start_phase("request_body", began + self._body_patience())
+        self._body_deadline = began + self._body_patience()
+        connection.start_phase("request_body", self._body_deadline)
         try:
             while True:
                 await self.transport.watch.wait_readable()
@@ -132,6 +134,7 @@ class Http1Request(Exchange):
         finally:
             waited = clock() - began
             self._body_waited += waited
+            self._body_deadline = 0.0
             # The time-out of the handler counts what the app takes, not what the client takes to send.
             connection.resume_handler(waited)
 

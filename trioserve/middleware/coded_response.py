@@ -127,9 +127,11 @@ class CodedResponse:
                 "send 'content-encoding: identity' with a response that mixes both"
             )
         else:
-            # A file, or something that the server will refuse.
             if state is State.HELD:
-                await self._release(self._start["headers"])
+                # A file; its HEAD and its parts vary, since the server might not have taken it as one. Or something
+                # that the server will refuse.
+                fields = self._start["headers"]
+                await self._release(add_vary(fields) if event in _FILE_EVENTS else fields)
             await self._send(message)
 
     def close(self) -> None:

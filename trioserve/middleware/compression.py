@@ -13,7 +13,7 @@ decoded at once, so that server-sent events arrive when they are sent.
 What is changed: Content-Encoding and Content-Length; an ETag becomes weak, since the bytes are others; Accept-Ranges
 goes. A client hands the weak ETag back in If-None-Match, where apps must compare weakly (RFC 9110, 13.1.2) and so know
 their own again; in If-Match it never matches (13.1.1): opt out where clients write with preconditions. `Vary:
-accept-encoding` is added to each response that could have been coded, plain or not, partial ones and 304 included. A
+accept-encoding` is added to each response that could have been coded, plain or not, files, parts and 304 included. A
 304 has no type as a rule: it gets Vary unless its type says otherwise, and its ETag becomes weak if it is the weak form
 that the client holds, so that caches find what they are to freshen (RFC 9111, 4.3.4).
 

@@ -167,14 +167,15 @@ class Transport:
         None if the socket takes nothing. Blocks if the file's pages must be read from a disk (sendfile(2)).
 
         Raises:
-            OSError: the connection is broken, as `send_nowait`; or the file cannot be read, then `broken` stays None.
+            OSError: the connection is broken or closed, as `send_nowait`; or the file cannot be read, then `broken`
+                stays None.
         """
         try:
             sent = os.sendfile(self.sock.fileno(), fd, offset, count)
         except BlockingIOError:
             return None
         except OSError as error:
-            if error.errno in _CONNECTION_ERRNOS:
+            if error.errno in _CONNECTION_ERRNOS or self.watch.closed:
                 self._note_broken(error)
             raise
         self.bytes_written += sent

@@ -9,6 +9,10 @@ from __future__ import annotations
 import re
 from functools import lru_cache
 
+# Elements that are read, and parameters of each: browsers send ten elements.
+_MOST_ELEMENTS = 64
+_MOST_PARAMETERS = 8
+
 _WEIGHT = re.compile(rb"0(?:\.[0-9]{0,3})?|1(?:\.0{0,3})?")
 
 
@@ -31,8 +35,9 @@ def media_quality(accept: bytes | None, media_type: bytes, *, named: bool = Fals
 
 def _parse(accept: bytes) -> dict[bytes, float]:
     found: dict[bytes, float] = {}
-    for element in accept.lower().split(b","):
-        media_range, *parameters = (part.strip(b" \t") for part in element.split(b";"))
+    for element in accept.lower().split(b",", _MOST_ELEMENTS)[:_MOST_ELEMENTS]:
+        parts = element.split(b";", _MOST_PARAMETERS + 1)[: _MOST_PARAMETERS + 1]
+        media_range, *parameters = (part.strip(b" \t") for part in parts)
         weight = 1.0
         for parameter in parameters:
             if parameter.startswith(b"q="):

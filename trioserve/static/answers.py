@@ -50,7 +50,8 @@ class Answer:
         body: all of it, where `file` is None.
         file: what `pieces` are read from; nobody holds a lease on it for this answer yet.
         pieces: the body in order: bytes as they are, and spans of the file.
-        checked: what the protocol has made of the head, so that it need not be made again; its own affair.
+        checked, head, head_until: what the protocol has made of the fields, so that it need not be made again, and for
+            how long that holds; its own affair.
     """
 
     status: int
@@ -59,6 +60,8 @@ class Answer:
     file: OpenFile | None = None
     pieces: Sequence[bytes | Span] = ()
     checked: Any = None
+    head: bytes | None = None
+    head_until: float = 0.0
 
 
 class Representation:

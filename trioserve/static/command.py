@@ -53,8 +53,8 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     )
     add(
         "--spa",
-        f"single-page app: {_DEFAULT_INDEX} of the directory for places that are no files; no listing "
-        "(default off)",
+        f"single-page app: {_DEFAULT_INDEX} of the directory for places that are no files; no listing, unless "
+        "--listing is there as well (default off)",
         action="store_const",
         const=_DEFAULT_INDEX,
     )
@@ -92,14 +92,26 @@ def application_path(directory: str, options: Mapping[str, Any]) -> str:
         what = "is no directory" if os.path.exists(directory) else "does not exist"  # noqa: PTH110
         raise AppNotFound(f"nothing to serve: {directory!r} {what}; for example: trioserve static .")
     place = os.path.abspath(directory)  # noqa: PTH100 - links stay as they are
+    if not os.access(place, os.X_OK):
+        # It could be opened, and each request would be answered 404.
+        raise AppNotFound(
+            f"nothing to serve: this user may not enter {place}: chmod o+x it, or be another user"
+        )
     try:
         make_app(place, **options).close()
     except ConfigError as error:
         if "cannot be opened" in str(error):
             raise AppNotFound(f"nothing to serve: {error}") from None
-        raise
+        raise ConfigError(_in_flags(str(error))) from None
     arguments = [repr(place), *(f"{name}={value!r}" for name, value in options.items())]
     return f"trioserve.static.command:make_app({', '.join(arguments)})"
+
+
+def _in_flags(message: str) -> str:
+    """What `StaticFiles` says of an option, said of the flag."""
+    for name in _OPTIONS:
+        message = message.replace(f"StaticFiles: {name} = ", f"--{name.replace('_', '-')} = ")
+    return message
 
 
 # -- what a person is told -----------------------------------------------------------------------------------
@@ -161,18 +173,25 @@ def describe(directory: str, options: Mapping[str, Any], config: Config) -> str:
     if found.siblings:
         files += f"; and {found.siblings:,} precompressed (.br, .zst, .gz)"
     index = options.get("index") or [_DEFAULT_INDEX]
-    has_index = any(os.path.isfile(os.path.join(directory, name)) for name in index)  # noqa: PTH113, PTH118
+
+    def is_there(name: str) -> bool:
+        return os.path.isfile(os.path.join(directory, name))  # noqa: PTH113, PTH118
+
+    has_index = any(is_there(name) for name in index)
+    missing = " (which is not there yet)"
     rows = [
         ("at", ", ".join(_urls(config)) or "see below"),
         ("files", files),
         ("index", ", ".join(index) + ("" if has_index else " (there is none at the top)")),
-        ("listing", "on" if options.get("listing") else "off"),
+        ("listing", "on, for directories without an index" if options.get("listing") else "off"),
         ("dotfiles", "served" if options.get("dotfiles") else "hidden"),
     ]
     if "spa" in options:
-        rows.append(("spa", f"{options['spa']} for places that are no files"))
+        page = options["spa"]
+        rows.append(("spa", f"{page} for places that are no files{'' if is_there(page) else missing}"))
     if "not_found" in options:
-        rows.append(("not found", options["not_found"]))
+        page = options["not_found"]
+        rows.append(("not found", f"{page}{'' if is_there(page) else missing}"))
     lines = [f"Serving {os.path.realpath(directory)}"]
     lines += [f"  {name:<9} {text}" for name, text in rows]
     return "\n".join(lines).encode("utf-8", "replace").decode("utf-8")

@@ -53,6 +53,7 @@ class Validators:
         etag: as it is sent, with its quotes, and W/ before them if it is weak; b"" if there is none.
         modified: for Last-Modified, in seconds of the epoch; None if there is no such field.
         modified_strong: the date may serve `If-Range`: the file has rested for `STRONG_DATE_AGE`.
+        modified_shared: it may not: another coding of the file has the same one (RFC 9110 section 8.8.1).
 
     A weak tag and a weak date are so for a while only: whoever keeps validators makes them anew (`make_validators`)
     until `settled`.
@@ -61,6 +62,7 @@ class Validators:
     etag: bytes
     modified: int | None
     modified_strong: bool
+    modified_shared: bool = False
 
     @property
     def settled(self) -> bool:
@@ -141,7 +143,7 @@ def range_applies(fields: Mapping[bytes, bytes], validators: Validators) -> bool
     if b'"' in given[:3]:
         # A tag of ours is well-formed, and so is what equals it. A weak one matches nothing.
         return given == validators.etag and given.startswith(b'"')
-    if not validators.modified_strong or validators.modified is None:
+    if not validators.modified_strong or validators.modified_shared or validators.modified is None:
         return False
     return parse_http_date(given) == validators.modified
 

@@ -34,7 +34,7 @@ from trioserve.static.walk import WALK_FLAGS, SymlinkPolicy, open_by_walking
 
 Method = Literal["auto", "openat2", "portable"]
 
-__all__ = ["ConfinedRoot", "Method", "NeedsThread", "NotServed", "Opened", "SymlinkPolicy"]
+__all__ = ["ConfinedRoot", "Method", "NeedsThread", "NotServed", "Opened", "RootClosed", "SymlinkPolicy"]
 
 # Not waiting for a FIFO's other end or for a device, and never getting a terminal that could send us signals.
 # O_LARGEFILE is 0 where files over 2 GiB need no asking. Windows lacks most of them; it is refused at construction.
@@ -80,6 +80,10 @@ class NotServed(Exception):
         super().__init__(reason)
         self.reason = reason
         self.denied = denied
+
+
+class RootClosed(ValueError):
+    """The root has been closed: nothing can be opened below it any more."""
 
 
 class NeedsThread(Exception):
@@ -168,6 +172,7 @@ class ConfinedRoot:
         Raises:
             NotServed: there is nothing at that path that may be served.
             NeedsThread: only with `nonblocking`.
+            RootClosed: by `close`.
             OSError: the machine's fault: EMFILE, ENFILE, ENOMEM, EIO and whatever else says nothing about the path.
         """
         # The lexical filter lets none of these through. They are checked once more because a NUL would cut the path
@@ -176,7 +181,7 @@ class ConfinedRoot:
             _check_relative(relative)
         root = self._root
         if root is None:
-            raise ValueError(f"{self.path}: this root has been closed")
+            raise RootClosed(f"{self.path}: this root has been closed")
         if not nonblocking:
             result = self._open(root.fd, relative or b".")
         elif self._call is None or self._how_cached is None:
@@ -192,7 +197,7 @@ class ConfinedRoot:
         raise _error(-result, relative)
 
     def close(self) -> None:
-        """Close the root; calls of `open` that run in other threads still end well, later ones raise ValueError."""
+        """Close the root; calls of `open` that run in other threads still end well, later ones raise RootClosed."""
         self._root = None
 
     def _open(self, root: int, path: bytes) -> int:

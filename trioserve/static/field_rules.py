@@ -13,8 +13,9 @@ from urllib.parse import quote
 from trioserve.asgi.media_types import content_type
 from trioserve.static.options import StaticOptions
 
-# A name that changes with its contents: its body may be kept for a year, and not even be asked for again.
-IMMUTABLE = b"public, max-age=31536000, immutable"
+# A name that changes with its contents: its body may be kept for a year, and not even be asked for again. Nothing says
+# `public`: it would have shared caches keep what was sent to a request with a password (RFC 9111 section 3.5).
+IMMUTABLE = b"max-age=31536000, immutable"
 
 # Pages name the hashed files: with an old page come old assets, or none.
 ASK_FIRST = b"no-cache"
@@ -26,6 +27,9 @@ _CHANGES = re.compile(r"(?<=[0-9])[A-Za-z]|(?<=[A-Za-z])[0-9]|(?<=[a-z])[A-Z]|(?
 # Between digits, capitals and small letters: in 8 random characters there are 4 or 5, and 6 in 10 of their neighbours
 # differ; words with a version in them (`MP3Converter`, `WIN32X64`) have 1 to 3, or are long.
 _LEAST_CHANGES = 4
+# In hexadecimal digits, where 8 have 3 or 4: words and dates have 1 (`cafe2023`, `20240115b`), and so has one hash of 8
+# digits in 14, of 12 in 90, which is asked for again each minute.
+_LEAST_HEX_CHANGES = 2
 _LEAST_PART = 0.4
 
 
@@ -39,7 +43,7 @@ class FieldRules:
         if isinstance(rules, str):
             rules = (("*", rules),)
         self._cache_rules = [(_matcher(pattern), value.encode("ascii")) for pattern, value in rules or ()]
-        self._max_age = b"public, max-age=%d" % options.max_age
+        self._max_age = b"max-age=%d" % options.max_age
         self._headers = options.headers
 
     def content_type(self, relative: bytes) -> bytes:
@@ -81,8 +85,7 @@ def is_hashed(name: str) -> bool:
     """Whether a build tool has put a hash of the contents into this name.
 
     A guess that must not be wrong: who takes a date or a word for a hash has browsers keep an old file for a year. A
-    hash has letters and digits; what is not hexadecimal must change between digits, capitals and small letters as
-    often as chance does.
+    hash has letters and digits, and changes between digits, capitals and small letters about as often as chance does.
     """
     parts = name.split(".")
     # `name.<hash>.css`, `name-<hash>.js`, `name.<hash>.min.js`, `name.<hash>.js.map`; never the whole name.
@@ -96,9 +99,10 @@ def is_hashed(name: str) -> bool:
 def _is_hash(text: str) -> bool:
     if not _HASH.fullmatch(text) or text.isdigit() or text.isalpha():
         return False
+    changes = len(_CHANGES.findall(text))
     if _HEX.fullmatch(text):
-        return True
-    return len(_CHANGES.findall(text)) >= max(_LEAST_CHANGES, _LEAST_PART * len(text))
+        return changes >= _LEAST_HEX_CHANGES
+    return changes >= max(_LEAST_CHANGES, _LEAST_PART * len(text))
 
 
 # What stands for itself in a quoted-string, and is understood by all browsers (RFC 6266 appendix D).

@@ -16,7 +16,7 @@ import functools
 import time
 from collections.abc import Callable
 
-from trioserve.static.confine import NeedsThread
+from trioserve.static.confine import NeedsThread, RootClosed
 from trioserve.static.threads import in_thread
 from trioserve.static.variants import Absent, Entry, Looker
 
@@ -28,8 +28,11 @@ _MOST_ABSENT = 1000
 # How long an entry is served on while a thread looks at it; and a disk that hangs is asked again after that.
 _LOOKING_SECONDS = 1.0
 
-# How many spellings of a path lead straight to an entry, and for how many values of root_path.
+# How many spellings of a path lead straight to an entry, and how long they may be: ordinary ones are shorter, and a
+# client can make any path three times as long, or longer by a query where the server leaves that in. And for how many
+# values of root_path.
 _MOST_PATHS = 8
+_LONGEST_PATH = 512
 _MOST_ROOTS = 16
 
 # EMFILE: the process's limit, ENFILE: the machine's.
@@ -62,6 +65,7 @@ class FileCache:
         self._frozen = options.frozen
         self._bytes = 0
         self._descriptors = 0
+        self._closed = False
 
     def __repr__(self) -> str:
         return (
@@ -77,6 +81,7 @@ class FileCache:
 
         Raises:
             OutOfDescriptors: as it says.
+            RootClosed: the cache was closed meanwhile.
             OSError: the file system has failed.
         """
         while True:
@@ -91,6 +96,10 @@ class FileCache:
                 if absent is not None and now < absent[1]:
                     return absent[0]
             found = await self._look(relative, known, now)
+            if self._closed:
+                if isinstance(found, Entry) and found is not known:
+                    found.release()
+                raise RootClosed("the cache has been closed")
             if found is not known or self._entries.get(relative) is known:
                 return self._note(relative, found)
             # It was evicted meanwhile, and its files are closed.
@@ -164,6 +173,8 @@ class FileCache:
         """Have `raw_path`, as clients send it, lead to `entry` for as long as that is in the cache."""
         if self._entries.get(entry.relative) is not entry or len(entry.paths) >= _MOST_PATHS:
             return
+        if len(raw_path) > _LONGEST_PATH:
+            return
         paths = self.shortcuts.get(root_path)
         if paths is None:
             if len(self.shortcuts) >= _MOST_ROOTS:
@@ -212,7 +223,8 @@ class FileCache:
             self._evict(entry)
 
     def close(self) -> None:
-        """Forget everything; files that are being sent are closed when that is done."""
+        """Forget everything, for good; files that are being sent are closed when that is done."""
+        self._closed = True
         for entry in list(self._entries.values()):
             self._evict(entry)
         self._absent.clear()

@@ -24,13 +24,13 @@ import stat
 import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
-from typing import Unpack
+from typing import Any, Unpack
 from urllib.parse import quote
 
 from trioserve.static import listing
 from trioserve.static.accept import media_quality
-from trioserve.static.answers import ALLOW, CONDITIONAL, Answer, error_answer, text_answer
-from trioserve.static.confine import ConfinedRoot, NotServed
+from trioserve.static.answers import ALLOW, CONDITIONAL, VARY, Answer, error_answer, text_answer
+from trioserve.static.confine import ConfinedRoot, NotServed, RootClosed
 from trioserve.static.field_rules import FieldRules
 from trioserve.static.file_cache import FileCache, OutOfDescriptors
 from trioserve.static.mount_path import path_below
@@ -47,6 +47,7 @@ _log = logging.getLogger("trioserve.static")
 _READING = ("GET", "HEAD")
 
 _VARY_ACCEPT = (b"vary", b"accept")
+_RETRY = (b"retry-after", b"1")
 
 # What of a file's fields says nothing of the 404 whose body it is.
 _NOT_ON_404 = frozenset(
@@ -88,6 +89,12 @@ class StaticFiles:
         self._cache: FileCache
         self._open()
 
+    def __init_subclass__(cls, **keywords: Any) -> None:
+        """A subclass with a `__call__` of its own (it asks for a password) sees every request."""
+        super().__init_subclass__(**keywords)
+        if cls.__call__ is not StaticFiles.__call__ and cls.quick_answer is StaticFiles.quick_answer:
+            cls.quick_answer = None  # type: ignore[method-assign,assignment]
+
     def __repr__(self) -> str:
         return (
             f"<StaticFiles {self.directory}{f', {self._cache!r}' if self._root is not None else ', closed'}>"
@@ -111,8 +118,9 @@ class StaticFiles:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request; as an app of its own also a lifespan, and with 404 a WebSocket."""
         if scope["type"] == "http":
-            answer = self.quick_answer(
-                scope["method"], scope.get("raw_path"), scope["headers"], scope.get("root_path", "")
+            # By its class: a subclass may have none for the server.
+            answer = StaticFiles.quick_answer(
+                self, scope["method"], scope.get("raw_path"), scope["headers"], scope.get("root_path", "")
             )
             if answer is None:
                 answer = await self._answer(scope)
@@ -153,8 +161,9 @@ class StaticFiles:
     ) -> Answer | None:
         """The answer to GET or HEAD for a file that is in the cache and fresh; None where more has to be done.
 
-        For a server that has no scope yet, too. The caller takes a lease on the answer's `file`, if it has one, before
-        anything else can run, and must not change its fields.
+        For a server that has no scope yet, too, which thereby passes `__call__`: None in a subclass that has its own.
+        The caller takes a lease on the answer's `file`, if it has one, before anything else can run, and must not
+        change its fields.
         """
         paths = self._cache.shortcuts.get(root_path)
         if paths is None:
@@ -186,7 +195,9 @@ class StaticFiles:
             return self._answer_with(found, request)
         except OutOfDescriptors as error:
             _log.warning("no descriptors left for files: %s", error)
-            return error_answer(503, (b"retry-after", b"1"))
+            return error_answer(503, _RETRY)
+        except RootClosed:
+            return error_answer(503, _RETRY)
         except OSError as error:
             _log.error("%s: the file system has failed: %s", self.directory, error)
             return error_answer(500)
@@ -255,20 +266,26 @@ class StaticFiles:
     # -- directories -----------------------------------------------------------------------------------------
 
     async def _list(self, path: RequestPath, accept: bytes | None) -> Answer | Absent:
-        entries = await in_thread(functools.partial(self._read_directory, path.relative))
-        if isinstance(entries, Absent):
-            return entries
-        if media_quality(accept, b"application/json") > media_quality(accept, b"text/html"):
-            kind, body = listing.JSON, listing.listing_json(entries)
-        else:
-            kind, body = listing.HTML, listing.listing_page("/" + os.fsdecode(path.relative), entries)
+        as_json = media_quality(accept, b"application/json") > media_quality(accept, b"text/html")
+        # All of it in a thread: to write ten thousand names down takes longer than to read them.
+        body = await in_thread(functools.partial(self._write_list, path.relative, as_json))
+        if isinstance(body, Absent):
+            return body
+        kind = listing.JSON if as_json else listing.HTML
         return text_answer(200, kind, body, *listing.FIELDS, _VARY_ACCEPT, *self.options.headers)
 
+    def _write_list(self, relative: bytes, as_json: bool) -> bytes | Absent:
+        entries = self._read_directory(relative)
+        if isinstance(entries, Absent):
+            return entries
+        if as_json:
+            return listing.listing_json(entries)
+        return listing.listing_page("/" + os.fsdecode(relative), entries)
+
     def _read_directory(self, relative: bytes) -> list[listing.Entry] | Absent:
-        """In a thread."""
         root = self._root
         if root is None:
-            return Absent.MISSING
+            raise RootClosed
         try:
             opened = root.open(relative)
         except NotServed as refused:
@@ -300,6 +317,8 @@ class StaticFiles:
             if form is not None:
                 fields = [field for field in form.whole.fields if field[0] not in _NOT_ON_404]
                 return replace(form.whole, status=404, fields=fields + varies, checked=None)
+            if isinstance(page, Entry):
+                varies.append(VARY)
         return error_answer(404, *varies)
 
 

@@ -14,21 +14,23 @@ from __future__ import annotations
 import enum
 import stat
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from trioserve.asgi.content_coding import IDENTITY, choose_coding
 from trioserve.asgi.media_types import is_compressible
 from trioserve.static.answers import NOSNIFF, VARY, Answer, Representation, error_answer
 from trioserve.static.codings import SUFFIXES
-from trioserve.static.conditional import make_validators
+from trioserve.static.conditional import Validators, make_validators
 from trioserve.static.confine import ConfinedRoot, NeedsThread, NotServed, Opened
 from trioserve.static.field_rules import FieldRules
 from trioserve.static.open_file import OpenFile, read_whole, stamp
 from trioserve.static.options import StaticOptions
 
-# Values of Accept-Encoding whose choice an entry remembers: browsers send two or three.
+# Values of Accept-Encoding whose choice an entry remembers: browsers send two or three, none of them longer than this.
+# What a client may send else, times the files of a cache, would be gigabytes.
 _MOST_CHOICES = 16
+_LONGEST_CHOICE = 100
 
 
 class Absent(enum.Enum):
@@ -92,9 +94,10 @@ class Entry:
             if coding is None:
                 return None
             form = self.forms[coding]
-            if len(self.choices) >= _MOST_CHOICES:
-                self.choices.clear()
-            self.choices[accept_encoding] = form
+            if accept_encoding is None or len(accept_encoding) <= _LONGEST_CHOICE:
+                if len(self.choices) >= _MOST_CHOICES:
+                    self.choices.clear()
+                self.choices[accept_encoding] = form
         return form
 
     def answer(self, method: str, fields: Mapping[bytes, bytes]) -> Answer:
@@ -180,7 +183,7 @@ class Looker:
         return None
 
     def _entry(self, relative: bytes, found: Mapping[bytes, OpenFile], *, nonblocking: bool) -> Entry:
-        now = self.wall()
+        validators = _validators(found, self.wall())
         rules, options = self.rules, self.options
         kind = rules.content_type(relative)
         fields = [NOSNIFF, *rules.others(relative)]
@@ -204,7 +207,7 @@ class Looker:
             forms.append(
                 Representation(
                     coding,
-                    make_validators(file.stat, coding=b"" if coding == IDENTITY else coding, now=now),
+                    validators[coding],
                     file if content is None else content,
                     [(b"content-type", kind), *coded, *fields],
                     most_ranges=options.max_ranges,
@@ -226,6 +229,16 @@ def read_content(file: OpenFile, limit: int, *, nonblocking: bool) -> bytes | No
     if content is None and nonblocking:
         raise NeedsThread
     return content
+
+
+def _validators(found: Mapping[bytes, OpenFile], now: float) -> dict[bytes, Validators]:
+    each = {coding: make_validators(file.stat, coding=coding, now=now) for coding, file in found.items()}
+    # A build gives its files one time, `trioserve precompress` siblings that of their source.
+    dates = [validators.modified for validators in each.values()]
+    return {
+        coding: replace(validators, modified_shared=dates.count(validators.modified) > 1)
+        for coding, validators in each.items()
+    }
 
 
 def _taken(opened: Opened) -> OpenFile:

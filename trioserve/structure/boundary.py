@@ -174,8 +174,8 @@ class Boundary:
             return "A6"
         if self._is_peers_doing(found, exchange):
             return "C2"
-        broken = exchange.file_error
-        if broken is not None and all(_descends_from(leaf, broken) for leaf in found):
+        # By its class: `StaticFiles` raises it, too, where it has to read a file behind somebody's middleware.
+        if all(any(isinstance(link, errors.FileSendFailed) for link in _chain(leaf)) for leaf in found):
             return "C4"
         if self._contain and all(isinstance(leaf, self._contain) for leaf in found):
             return "A7"
@@ -394,17 +394,20 @@ def _exit_leaf(error: BaseException) -> BaseException | None:
 
 def _descends_from(error: BaseException, ancestor: BaseException) -> bool:
     """`ancestor` is `error` itself or stands in its chain of causes and contexts."""
+    return any(link is ancestor for link in _chain(error))
+
+
+def _chain(error: BaseException) -> Iterator[BaseException]:
+    """The error itself, and its causes and contexts."""
     seen: set[int] = set()
     pending: list[BaseException | None] = [error]
     while pending:
         current = pending.pop()
-        if current is ancestor:
-            return True
         if current is None or id(current) in seen:
             continue
         seen.add(id(current))
+        yield current
         pending += [current.__cause__, current.__context__]
-    return False
 
 
 def _exit_status(leaf: BaseException | None, default: int) -> int:

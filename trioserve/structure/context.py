@@ -221,6 +221,11 @@ class RunningExchange(Protocol):
         ...
 
     @property
+    def response_given(self) -> bool:
+        """The app has said all: what is not with the transport yet is only a question of how fast the peer reads."""
+        ...
+
+    @property
     def request_complete(self) -> bool:
         """Nothing more of the request will arrive: it is whole, or cut short."""
         ...
@@ -328,12 +333,15 @@ class ConnectionContext:
         """Back in the app, after a wait for the peer that does not count against the app's own time-out."""
         if self.handler_phase == "request" and self.handler_deadline is not NEVER:
             self.handler_deadline += waited
-        self.enter_handler()
+        if self.transport.watch.writing:
+            self.start_write()  # another task of the app still waits for the peer to read
+        else:
+            self.enter_handler()
 
     def start_write(self) -> None:
         """Enter a write that would block: bounded by its own phase, and by what bounds the handler anyway."""
         deadline = self.worker.clock() + self.worker.timeouts.response_write
-        handler_is_bound = self.exchange is not None and not self.exchange.response_complete
+        handler_is_bound = self.exchange is not None and not self.exchange.response_given
         if handler_is_bound and self.handler_deadline < deadline:
             self.enter_handler()
         else:
@@ -349,8 +357,8 @@ class ConnectionContext:
         if self.phase == "response_write" and self.transport.has_progressed():
             self.start_write()
             return
-        if self.phase == self.handler_phase and self.exchange is not None and self.exchange.response_complete:
-            # Only the response had to be in time; work after it is not cancelled.
+        if self.phase == self.handler_phase and self.exchange is not None and self.exchange.response_given:
+            # Only the app's answer had to be in time; work after it is not cancelled.
             self.handler_deadline = self.deadline = NEVER
             return
         self.late = self.phase
@@ -361,10 +369,11 @@ class ConnectionContext:
     def peer_gone(self) -> None:
         """Called by the hub on FIN or RST: begin the grace after which the handler is cancelled.
 
-        A FIN behind a body that has not been read yet is no news for the app: the clock starts when the body ends.
+        A FIN behind a body that has not been read yet is no news for the app: the clock starts when the body ends. Nor
+        is one behind a response that the app has given: a peer that goes on reading gets it whole, be it a file.
         """
         exchange = self.exchange
-        if exchange is None or exchange.response_complete or self.handler_phase == "disconnect_grace":
+        if exchange is None or exchange.response_given or self.handler_phase == "disconnect_grace":
             return
         if exchange.request_complete or self.transport.watch.reset:
             deadline = self.worker.clock() + self.worker.timeouts.disconnect_grace

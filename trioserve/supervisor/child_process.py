@@ -71,15 +71,24 @@ def _read_status(pid: int) -> int:
 
 
 def spawn_python(module: str, environment: Mapping[str, str], inherited: Sequence[int], link: int) -> int:
-    """Run a module of ours with `inherited` as descriptors 3, 4, ..., of which `link` is the one to its parent."""
+    """Run a module of ours with `inherited` as descriptors 3, 4, ..., of which `link` is the one to its parent.
+
+    It does not import from the working directory (-P), which may be one of files to serve; loading the app adds what
+    the app needs.
+    """
     path = {LINK_VARIABLE: str(link), "PYTHONPATH": _python_path(environment)}
-    return spawn_ourselves(module, (), {**environment, **path}, inherited)
+    return _spawn(["-P", "-m", module], {**environment, **path}, inherited)
 
 
 def spawn_ourselves(
     module: str, arguments: Sequence[str], environment: Mapping[str, str], inherited: Sequence[int]
 ) -> int:
-    """Run a module with this interpreter and `inherited` as descriptors 3, 4, ...; returns the process id.
+    """Run a module as its user has run it, with `inherited` as descriptors 3, 4, ...; returns the process id."""
+    return _spawn(["-m", module, *arguments], environment, inherited)
+
+
+def _spawn(arguments: Sequence[str], environment: Mapping[str, str], inherited: Sequence[int]) -> int:
+    """Run this interpreter with `inherited` as descriptors 3, 4, ...; returns the process id.
 
     Never forks (posix_spawn(3)).
 
@@ -95,7 +104,7 @@ def spawn_ourselves(
         moves = [(os.POSIX_SPAWN_DUP2, fd, FIRST_INHERITED + index) for index, fd in enumerate(parked)]
         return os.posix_spawn(
             sys.executable,
-            [sys.executable, *_interpreter_flags(), "-m", module, *arguments],
+            [sys.executable, *_interpreter_flags(), *arguments],
             environment,
             file_actions=moves,
             # Whatever this process ignores or blocks is its own affair.

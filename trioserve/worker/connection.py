@@ -110,6 +110,8 @@ def _end_late(http1: Http1) -> None:
     if phase == "disconnect_grace":
         connection.worker.counters.peer_gone += 1
         http1.log("peer gone")
+        if exchange.response_started:
+            http1.truncate(exchange)  # it may only have shut down its side, and read on
         return
     status = _LATE_STATUS.get(phase)
     if status is not None and not exchange.response_started:
