@@ -217,6 +217,26 @@ def results_as_json(
     }
 
 
+def add_results(before: dict[str, Any], now: dict[str, Any]) -> dict[str, Any]:
+    """The results of an earlier run with those of a run of some workloads added, or put in their place.
+
+    Ratios are of one run all the same: a workload comes whole from one or from the other, and says when that was.
+    """
+    measured = {target["what"]: target for target in now["targets"] if target["reached"] is not None}
+    kept = {target["what"]: target for target in before["targets"]}
+    for workload in now["workloads"].values():
+        workload["when"] = now["when"]
+    return {
+        **before,
+        "versions": now["versions"],
+        "servers": now["servers"],
+        "targets": [
+            measured.get(target["what"]) or kept.get(target["what"], target) for target in now["targets"]
+        ],
+        "workloads": before["workloads"] | now["workloads"],
+    }
+
+
 def _workload_json(workload: Workload, by_server: dict[str, Sequence[Turn]]) -> dict[str, Any]:
     figure = _FIGURES[workload.kind][0]
     servers = {}

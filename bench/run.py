@@ -20,6 +20,7 @@ import signal
 import sys
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
@@ -97,6 +98,11 @@ def _parse_arguments() -> argparse.Namespace:
     parser.add_argument("--leak", action="store_true", help="add the leak workload: some minutes")
     parser.add_argument("--json", type=Path, metavar="PATH", help="where the results go")
     parser.add_argument("--chart", type=Path, metavar="PATH", help="where the chart goes")
+    parser.add_argument(
+        "--add",
+        action="store_true",
+        help="put the workloads of this run into bench/results.json, and redraw the chart",
+    )
     parser.add_argument("--list", action="store_true", help="show servers and workloads, and end")
     return parser.parse_args()
 
@@ -243,9 +249,12 @@ def _interrupt(number: int, frame: FrameType | None) -> None:
 # -- files --------------------------------------------------------------------------------------------------
 
 
-def _write_files(args: argparse.Namespace, results: dict[str, object]) -> None:
-    is_full = not (args.quick or args.servers or args.workloads)
-    json_path = args.json or (ROOT / "bench" / "results.json" if is_full else None)
+def _write_files(args: argparse.Namespace, results: dict[str, Any]) -> None:
+    published = ROOT / "bench" / "results.json"
+    if args.add:
+        results = report.add_results(json.loads(published.read_text()), results)
+    is_full = args.add or not (args.quick or args.servers or args.workloads)
+    json_path = args.json or (published if is_full else None)
     chart_path = args.chart or (ROOT / "bench" / "chart.svg" if is_full else None)
     if json_path is not None:
         json_path.write_text(json.dumps(results, indent=1, ensure_ascii=False) + "\n")

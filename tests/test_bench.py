@@ -350,3 +350,20 @@ def test_a_server_that_dies_in_mid_run_is_reported_with_code_and_words() -> None
         pid = process.pid
         process.fetch("GET", "/die")
     assert measure.process_tree(pid) == []
+
+
+def test_workloads_of_another_run_come_whole_and_say_when() -> None:
+    before = {
+        "when": "then", "machine": {}, "versions": {"a": "1"}, "servers": {}, "method": {},
+        "targets": [{"what": "x", "reached": 1.0}, {"what": "y", "reached": 2.0}],
+        "workloads": {"w": {"title": "old"}, "v": {"title": "kept"}},
+    }  # fmt: skip
+    now = {
+        "when": "now", "machine": {}, "versions": {"a": "2"}, "servers": {}, "method": {},
+        "targets": [{"what": "x", "reached": 3.0}, {"what": "y", "reached": None}, {"what": "z", "reached": None}],
+        "workloads": {"w": {"title": "new"}},
+    }  # fmt: skip
+    added = report.add_results(before, now)
+    assert added["workloads"] == {"w": {"title": "new", "when": "now"}, "v": {"title": "kept"}}
+    assert [target["reached"] for target in added["targets"]] == [3.0, 2.0, None]
+    assert (added["when"], added["versions"]) == ("then", {"a": "2"})
