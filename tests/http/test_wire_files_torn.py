@@ -428,3 +428,29 @@ async def test_an_app_that_leaves_the_sending_to_a_task_is_no_bug_of_ours() -> N
         client.close()
         await server.wait_idle()
         assert faults(server) == {"A5": 1}
+
+
+async def test_tasks_that_outlive_their_request_leave_no_deadline_behind(hub: str) -> None:
+    """`serving` asserts it. Which of the two is woken first when the connection closes is chance."""
+
+    async def leave(call: Any, *args: Any) -> None:
+        try:
+            await call(*args)
+        except OSError:
+            pass
+
+    async def answer(receive: Any, send: Any) -> None:
+        await start(send)
+        nursery.start_soon(leave, receive)
+        nursery.start_soon(leave, part, send, b"x" * SIZE)
+        await left.wait()
+
+    for _ in range(8):
+        left = trio.Event()
+        async with trio.open_nursery() as nursery, bare(http(answer), hub=hub) as server:
+            async with server.connect(receive_buffer=4096) as client:
+                await client.send(head("POST / HTTP/1.1", "Content-Length: 2"))
+                await client.receive(1)
+                left.set()
+                await client.receive_all()
+            await server.wait_idle()

@@ -19,7 +19,9 @@ def test_threads_are_found_by_name() -> None:
     finally:
         end.set()
         thread.join()
-    assert sorted([*before, "collector"]) == found
+    # Threads that other tests have left may end meanwhile.
+    assert found.count("collector") == before.count("collector") + 1
+    assert found == sorted(found)
 
 
 def run(script: str) -> str:

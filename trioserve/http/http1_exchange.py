@@ -431,10 +431,9 @@ class Http1Exchange(Http1Request):
 
     def _end_write(self) -> None:
         connection = self.connection
-        if self._body_deadline:
-            connection.start_phase(
-                "request_body", self._body_deadline
-            )  # another task of the app still waits for it
+        if self._body_deadline and not self.transport.watch.closed:
+            # Another task of the app still waits for the body.
+            connection.start_phase("request_body", self._body_deadline)
         else:
             connection.enter_handler()
 

@@ -333,7 +333,7 @@ class ConnectionContext:
         """Back in the app, after a wait for the peer that does not count against the app's own time-out."""
         if self.handler_phase == "request" and self.handler_deadline is not NEVER:
             self.handler_deadline += waited
-        if self.transport.watch.writing:
+        if self.transport.watch.writing and not self.transport.watch.closed:
             self.start_write()  # another task of the app still waits for the peer to read
         else:
             self.enter_handler()
