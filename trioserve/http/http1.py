@@ -15,7 +15,7 @@ import trio
 from trioserve.asgi.exchange import ResponseState
 from trioserve.errors import IncompleteResponse, RequestRefused, TaskLeak
 from trioserve.http.engine import Engine
-from trioserve.http.http1_exchange import Http1Exchange, prepare_head
+from trioserve.http.http1_exchange import Http1Exchange, prepare_message
 from trioserve.http.response import minimal_response
 from trioserve.net.transport import BODY_READ_SIZE
 from trioserve.observe.access_log import AccessEntry
@@ -207,12 +207,11 @@ class Http1:
         ):
             return False
         now = worker.clock()
-        head = answer.head
-        if head is None or now >= answer.head_until:
-            head = prepare_head(answer, worker.response_defaults, now)
-            if head is None:
+        data = answer.message
+        if data is None or now >= answer.message_until:
+            data = prepare_message(answer, worker.response_defaults, now)
+            if data is None:
                 return False
-        data = head + answer.body
         sent = transport.send_nowait(data)
         if sent < len(data):
             connection.exchange = exchange = Http1Exchange(connection, engine, now, True)

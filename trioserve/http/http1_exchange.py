@@ -495,14 +495,14 @@ def check_answer(answer: Answer) -> tuple[bytes, int | None, int]:
     return block, length, flags
 
 
-def prepare_head(answer: Answer, defaults: DefaultFields, now: float) -> bytes | None:
-    """The whole head of a prepared response on a connection that is kept, good for this second; None for odd fields."""
+def prepare_message(answer: Answer, defaults: DefaultFields, now: float) -> bytes | None:
+    """A whole prepared response for a connection that is kept, good for this second; None for odd fields."""
     block, _, flags = answer.checked or check_answer(answer)
     if flags:
         return None
-    answer.head = head = b"".join((block, defaults.block(now), b"\r\n"))
-    answer.head_until = defaults.valid_until
-    return head
+    answer.message = message = b"".join((block, defaults.block(now), b"\r\n", answer.body))
+    answer.message_until = defaults.valid_until
+    return message
 
 
 def _as_bytes(body: Any) -> bytes:

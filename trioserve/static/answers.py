@@ -38,6 +38,9 @@ CONDITIONAL = frozenset(
     {b"if-match", b"if-none-match", b"if-modified-since", b"if-unmodified-since", b"range"}
 )
 
+# What is looked at before If-None-Match (section 13.2.2).
+_BEFORE_TAGS = frozenset({b"if-match", b"if-unmodified-since"})
+
 _PROCEED, _NOT_MODIFIED = Verdict.PROCEED, Verdict.NOT_MODIFIED
 
 
@@ -50,8 +53,8 @@ class Answer:
         body: all of it, where `file` is None.
         file: what `pieces` are read from; nobody holds a lease on it for this answer yet.
         pieces: the body in order: bytes as they are, and spans of the file.
-        checked, head, head_until: what the protocol has made of the fields, so that it need not be made again, and for
-            how long that holds; its own affair.
+        checked, message, message_until: what the protocol has made of it, so that it need not be made again, and until
+            when that holds; its own affair.
     """
 
     status: int
@@ -60,8 +63,8 @@ class Answer:
     file: OpenFile | None = None
     pieces: Sequence[bytes | Span] = ()
     checked: Any = None
-    head: bytes | None = None
-    head_until: float = 0.0
+    message: bytes | None = None
+    message_until: float = 0.0
 
 
 class Representation:
