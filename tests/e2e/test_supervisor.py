@@ -217,10 +217,10 @@ async def test_a_tainted_worker_serves_until_its_successor_is_ready() -> None:
 # -- orders --------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("order", ["HUP", "USR2", "scale"])
-async def test_reloading_upgrading_and_scaling_lose_no_request(order: str, tmp_path: Path) -> None:
-    pid_file = tmp_path / "pid"
-    async with serve_command(APP, "--pid", str(pid_file), workers=2) as server:
+@pytest.mark.parametrize("order", ["HUP", "USR2", "scale", "recycle"])
+async def test_reloading_upgrading_recycling_and_scaling_lose_no_request(order: str, tmp_path: Path) -> None:
+    pid_file, control = tmp_path / "pid", str(tmp_path / "control")
+    async with serve_command(APP, "--pid", str(pid_file), "--control", control, workers=2) as server:
         load = Load(server.address, 32)
         async with load.running():
             for turn in range(3):
@@ -231,7 +231,11 @@ async def test_reloading_upgrading_and_scaling_lose_no_request(order: str, tmp_p
                     os.kill(parent, signal.SIGTTIN if turn % 2 == 0 else signal.SIGTTOU)
                     await until(lambda b=before, p=parent: set(children(p)) != b, "another number")
                 else:
-                    os.kill(parent, signal.Signals[f"SIG{order}"])
+                    if order == "recycle":
+                        done = await run_to_end(*trioserve_command("ctl", "recycle", "--control", control))
+                        assert done.returncode == 0, done.stderr.text
+                    else:
+                        os.kill(parent, signal.Signals[f"SIG{order}"])
                     await until(
                         lambda b=before: (
                             (now := int(pid_file.read_text() or 0))
