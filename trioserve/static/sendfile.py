@@ -78,13 +78,13 @@ class FileSender:
         Raises:
             FileSendFailed: it cannot be opened.
         """
-        try:
-            # Not abandoned when cancelled: nobody would close the descriptor.
-            return await trio.to_thread.run_sync(os.open, path, _OPEN_FLAGS, limiter=self._threads)
-        except OSError as error:
-            raise _failed(f"{path!r:.200} cannot be opened", error) from error
-        except ValueError as error:
-            raise FileSendFailed(0, f"{path!r:.200} is no path: {error}") from error
+        # Not abandoned when cancelled: nobody would close the descriptor.
+        found = await trio.to_thread.run_sync(_open, path, limiter=self._threads)
+        if isinstance(found, OSError):
+            raise _failed(f"{path!r:.200} cannot be opened", found)
+        if isinstance(found, ValueError):
+            raise FileSendFailed(0, f"{path!r:.200} is no path: {found}")
+        return found
 
     async def prepare(self, part: FilePart) -> None:
         """Have the first window of a part in memory, so that its head need not wait for the disk.
@@ -175,6 +175,14 @@ class FileSender:
                 raise _cut_short(offset, end)
             offset += len(data)
             await sink.write(data)
+
+
+def _open(path: str | bytes) -> int | OSError | ValueError:
+    """In a thread. An error is returned: raised through trio, it would hold the frames of the app in a cycle."""
+    try:
+        return os.open(path, _OPEN_FLAGS)
+    except (OSError, ValueError) as error:
+        return error.with_traceback(None)
 
 
 def _cut_short(offset: int, end: int) -> FileSendFailed:
