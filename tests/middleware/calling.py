@@ -9,7 +9,7 @@ from typing import Any
 
 import brotli
 
-from trioserve.middleware.encoders import find_zstd
+from trioserve.asgi.zstd import find_zstd
 
 ZSTD = find_zstd()
 

@@ -10,8 +10,9 @@ import zlib
 import pytest
 
 from tests.middleware.calling import CODINGS, PROSE, Decoder
-from trioserve.middleware import encoders
-from trioserve.middleware.encoders import LEVELS, Ending, find_zstd, make_codec, zstd_codec
+from trioserve.asgi import zstd
+from trioserve.asgi.zstd import find_zstd
+from trioserve.middleware.encoders import LEVELS, Ending, make_codec, zstd_codec
 
 KEEP, FLUSH, FINISH = Ending
 
@@ -89,7 +90,7 @@ def test_without_zstd_it_is_not_offered(monkeypatch):
     def missing(name):
         raise ImportError(name)
 
-    monkeypatch.setattr(encoders.importlib, "import_module", missing)
+    monkeypatch.setattr(zstd.importlib, "import_module", missing)
     assert find_zstd() is None
     assert make_codec("zstd", 3) is None
 

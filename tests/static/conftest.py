@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from trioserve.static.confine import Method
+
 from .asking import LARGE, put
 from .cold_files import asker, clock, cold_disk, gate, make_file, nowait  # noqa: F401  (fixtures)
+from .trees import METHODS, no_descriptor_left, plant
 
 
 @pytest.fixture
@@ -28,3 +32,22 @@ def site(tmp_path: Path) -> Path:
     put(tmp_path / "outside.txt", b"SECRET=3")
     put(tmp_path / "site-private" / "x.txt", b"SECRET=4")
     return root
+
+
+# -- for the tests of confinement ------------------------------------------------------------------------------
+
+
+@pytest.fixture(params=METHODS)
+def method(request: pytest.FixtureRequest) -> Method:
+    return request.param  # type: ignore[no-any-return]
+
+
+@pytest.fixture
+def every_descriptor_is_closed() -> Iterator[None]:
+    with no_descriptor_left():
+        yield
+
+
+@pytest.fixture
+def tree(tmp_path: Path) -> Path:
+    return plant(tmp_path)

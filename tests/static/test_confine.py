@@ -7,18 +7,15 @@ import socket
 import stat
 import subprocess
 import sys
-from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 
 import pytest
 
 from tests.static.trees import (
-    METHODS,
     SECRET,
     SUPPORT,
     needs_cached,
-    no_descriptor_left,
     opened,
     plant,
     refusal,
@@ -30,20 +27,7 @@ from trioserve.static.confine import ConfinedRoot, Method, NeedsThread, NotServe
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root may make devices and give files away")
 
 
-@pytest.fixture(params=METHODS)
-def method(request: pytest.FixtureRequest) -> Method:
-    return request.param  # type: ignore[no-any-return]
-
-
-@pytest.fixture(autouse=True)
-def every_descriptor_is_closed() -> Iterator[None]:
-    with no_descriptor_left():
-        yield
-
-
-@pytest.fixture
-def tree(tmp_path: Path) -> Path:
-    return plant(tmp_path)
+pytestmark = pytest.mark.usefixtures("every_descriptor_is_closed")
 
 
 # -- the table -----------------------------------------------------------------------------------------------

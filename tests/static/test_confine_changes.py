@@ -11,30 +11,13 @@ from pathlib import Path
 import pytest
 
 from tests.static.trees import (
-    METHODS,
-    no_descriptor_left,
     opened,
-    plant,
     refusal,
 )
 from trioserve.static import confine, walk
 from trioserve.static.confine import ConfinedRoot, Method, NotServed, SymlinkPolicy
 
-
-@pytest.fixture(params=METHODS)
-def method(request: pytest.FixtureRequest) -> Method:
-    return request.param  # type: ignore[no-any-return]
-
-
-@pytest.fixture(autouse=True)
-def every_descriptor_is_closed() -> Iterator[None]:
-    with no_descriptor_left():
-        yield
-
-
-@pytest.fixture
-def tree(tmp_path: Path) -> Path:
-    return plant(tmp_path)
+pytestmark = pytest.mark.usefixtures("every_descriptor_is_closed")
 
 
 # -- while the tree changes ----------------------------------------------------------------------------------

@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import os
 import resource
-from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 
@@ -13,33 +12,16 @@ import pytest
 
 from tests.static.trees import (
     CALL,
-    METHODS,
     descriptors,
     needs_openat2,
-    no_descriptor_left,
     opened,
-    plant,
     refusal,
 )
 from trioserve.errors import ConfigError
 from trioserve.static import openat2
 from trioserve.static.confine import ConfinedRoot, Method, NeedsThread, NotServed
 
-
-@pytest.fixture(params=METHODS)
-def method(request: pytest.FixtureRequest) -> Method:
-    return request.param  # type: ignore[no-any-return]
-
-
-@pytest.fixture(autouse=True)
-def every_descriptor_is_closed() -> Iterator[None]:
-    with no_descriptor_left():
-        yield
-
-
-@pytest.fixture
-def tree(tmp_path: Path) -> Path:
-    return plant(tmp_path)
+pytestmark = pytest.mark.usefixtures("every_descriptor_is_closed")
 
 
 # -- the machine's faults ------------------------------------------------------------------------------------

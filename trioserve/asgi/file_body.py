@@ -39,6 +39,10 @@ class KnownFile:
         """The descriptor, as ASGI's `http.response.zerocopysend` asks for it."""
         return self.fd
 
+    def part(self, offset: int, count: int) -> FilePart:
+        """Bytes `offset` to `offset + count` of it."""
+        return FilePart(self.fd, offset, count, self.stat, self.pages, self)
+
 
 @dataclass(slots=True)
 class FilePart:
@@ -96,7 +100,7 @@ def borrowed_part(message: Message) -> FilePart:
     """
     file = message.get("file")
     if isinstance(file, KnownFile):
-        return FilePart(file.fd, message["offset"], message["count"], file.stat, file.pages, file)
+        return file.part(message["offset"], message["count"])
     try:
         fd = file if isinstance(file, int) else file.fileno()  # type: ignore[union-attr]
     except (AttributeError, OSError, ValueError) as error:

@@ -15,8 +15,8 @@ import trio
 from trioserve.asgi.exchange import ResponseState
 from trioserve.errors import IncompleteResponse, RequestRefused, TaskLeak
 from trioserve.http.engine import Engine
-from trioserve.http.http1_exchange import Http1Exchange, prepare_message
-from trioserve.http.response import minimal_response
+from trioserve.http.http1_exchange import Http1Exchange
+from trioserve.http.response import minimal_response, prepare_message
 from trioserve.net.transport import BODY_READ_SIZE
 from trioserve.observe.access_log import AccessEntry
 from trioserve.observe.in_flight import NO_REQUEST, PATH_SIZE

@@ -22,10 +22,11 @@ from trioserve.http.response import (
     CLOSE,
     KEEP_ALIVE,
     LAST_CHUNK,
-    DefaultFields,
+    check_answer,
     check_start,
     field_block,
 )
+from trioserve.net.transport import MSG_MORE
 from trioserve.static.answers import Answer
 from trioserve.static.open_file import OpenFile
 from trioserve.static.ranges import Span
@@ -331,19 +332,20 @@ class Http1Exchange(Http1Request):
             return False
         self.queue.append(self._head(b"", b""))
         self.state = _STREAMING
-        if transport.send_ahead_nowait(self.queue):
+        if transport.send_parts_nowait(self.queue, MSG_MORE):
             return False
         try:
             sent = transport.sendfile_nowait(file.fd, span.start, span.length) or 0
         except OSError:
             return False  # `finish_answer` will meet it again
-        self.completed_at = now = worker.clock()
-        if now - (self.head_at or now) > SURPRISE_SECONDS:
-            worker.files.page_cache.note_send(pages, sent, now - (self.head_at or now), now)
+        now = worker.clock()
+        took = now - (self.head_at or now)
+        if took > SURPRISE_SECONDS:
+            worker.files.page_cache.note_send(pages, sent, took, now)
         self.response_bytes = sent
         if sent < span.length:
-            self.completed_at = 0.0
             return False
+        self.completed_at = now
         self._complete(sent)
         return True
 
@@ -364,8 +366,7 @@ class Http1Exchange(Http1Request):
                 span = answer.pieces[0]
                 assert isinstance(span, Span)
                 start = span.start + self.response_bytes
-                part = FilePart(file.fd, start, span.stop - start, file.stat, file.pages, file)
-                await self.send_last_part(part)
+                await self.send_last_part(file.part(start, span.stop - start))
             else:
                 self.wire_start(answer.status, answer.fields, False)
                 self.state = _HELD
@@ -399,7 +400,7 @@ class Http1Exchange(Http1Request):
             self.torn = True
             if self._chunked:
                 self.queue.append(b"%x\r\n" % size)
-            if self.queue and self.transport.send_ahead_nowait(self.queue):
+            if self.queue and self.transport.send_parts_nowait(self.queue, MSG_MORE):
                 await self.wire_flush()
             await files.send(part, self)
             if self._chunked:
@@ -484,25 +485,6 @@ class Http1Exchange(Http1Request):
                 connection.start_write()
         elif connection.phase == "response_write":
             self._end_write()
-
-
-def check_answer(answer: Answer) -> tuple[bytes, int | None, int]:
-    """What `check_start` says of a prepared response, its Content-Length among the lines; remembered in it."""
-    block, length, flags = check_start(answer.status, answer.fields)
-    if length is not None:
-        block += b"content-length: %d\r\n" % length
-    answer.checked = block, length, flags
-    return block, length, flags
-
-
-def prepare_message(answer: Answer, defaults: DefaultFields, now: float) -> bytes | None:
-    """A whole prepared response for a connection that is kept, good for this second; None for odd fields."""
-    block, _, flags = answer.checked or check_answer(answer)
-    if flags:
-        return None
-    answer.message = message = b"".join((block, defaults.block(now), b"\r\n", answer.body))
-    answer.message_until = defaults.valid_until
-    return message
 
 
 def _as_bytes(body: Any) -> bytes:

@@ -47,14 +47,9 @@ class Http1Request(Exchange):
         connection = self.connection
         version = engine.version
         extensions: dict[str, dict[object, object]]
+        extensions = {"http.response.zerocopysend": {}, "http.response.pathsend": {"ranges": True}}
         if version == "1.1":
-            extensions = {
-                "http.response.early_hint": {},
-                "http.response.zerocopysend": {},
-                "http.response.pathsend": {"ranges": True},
-            }
-        else:
-            extensions = {"http.response.zerocopysend": {}, "http.response.pathsend": {"ranges": True}}
+            extensions["http.response.early_hint"] = {}
         if engine.wants_trailers:
             extensions["http.response.trailers"] = {}
         if connection.worker.debug_extension:

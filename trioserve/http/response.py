@@ -16,6 +16,7 @@ from typing import Any
 from trioserve.asgi.exchange import invalid_header, listed
 from trioserve.errors import InvalidResponse
 from trioserve.http.engine import TOKEN
+from trioserve.static.answers import Answer
 
 CHUNKED = b"transfer-encoding: chunked\r\n"
 CLOSE = b"connection: close\r\n"
@@ -230,6 +231,25 @@ class DefaultFields:
             return both
         date = b"" if flags & HAS_DATE else self._date
         return date + (b"" if flags & HAS_SERVER else self._server) + self._alt
+
+
+def check_answer(answer: Answer) -> tuple[bytes, int | None, int]:
+    """What `check_start` says of a prepared response, its Content-Length among the lines; remembered in it."""
+    block, length, flags = check_start(answer.status, answer.fields)
+    if length is not None:
+        block += b"content-length: %d\r\n" % length
+    answer.checked = block, length, flags
+    return block, length, flags
+
+
+def prepare_message(answer: Answer, defaults: DefaultFields, now: float) -> bytes | None:
+    """A whole prepared response for a connection that is kept, good for this second; None for odd fields."""
+    block, _, flags = answer.checked or check_answer(answer)
+    if flags:
+        return None
+    answer.message = message = b"".join((block, defaults.block(now), b"\r\n", answer.body))
+    answer.message_until = defaults.valid_until
+    return message
 
 
 def minimal_response(

@@ -17,7 +17,6 @@ import enum
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, NoReturn
 
-import sniffio
 import trio
 
 from trioserve.asgi.exchange import check_body_length
@@ -212,7 +211,7 @@ class CodedResponse:
         self._busy = False  # but not after a cancellation, for the same reason
 
     async def _refuse(self) -> NoReturn:
-        if sniffio.current_async_library() == "trio":
+        if trio.lowlevel.in_trio_task():
             # Where the cancellation goes on, it is the better answer.
             await trio.lowlevel.checkpoint_if_cancelled()
         raise ConcurrentCall(

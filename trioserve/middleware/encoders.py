@@ -16,14 +16,14 @@ What was measured for the choices below (2 vCPU, 64 KiB of JSON):
 from __future__ import annotations
 
 import enum
-import importlib
-import sys
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import brotli  # type: ignore[import-untyped]  # has no stubs
+
+from trioserve.asgi.zstd import find_zstd
 
 # 2**18 bytes are looked back at. A larger window saves 1 to 3 % of a body of megabytes, and costs a stream that much
 # memory as it fills.
@@ -168,15 +168,6 @@ class ZstandardEncoder:
         elif ending is Ending.FINISH:
             coded += self._compressor.flush()
         return coded
-
-
-def find_zstd() -> Any | None:
-    """The module that makes zstd: the standard library's, or the package `zstandard`; None if there is neither."""
-    name = "compression.zstd" if sys.version_info >= (3, 14) else "zstandard"
-    try:
-        return importlib.import_module(name)
-    except ImportError:
-        return None
 
 
 def zstd_codec(module: Any, level: int) -> Codec:

@@ -9,12 +9,12 @@ thread is done, since whatever it works on is still in use.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from collections.abc import Callable
 from typing import Any, TypeVar, TypeVarTuple
 
-import sniffio
 import trio
+
+from trioserve.asgi.threads import finish_on_asyncio
 
 T = TypeVar("T")
 Args = TypeVarTuple("Args")
@@ -49,12 +49,12 @@ class Offload:
         """`function(*args)` in a thread."""
         self.calls += 1
         try:
-            if sniffio.current_async_library() == "trio":
+            if trio.lowlevel.in_trio_task():
                 limiter = self._limit_for(trio.lowlevel.current_trio_token(), trio.CapacityLimiter)
                 return await trio.to_thread.run_sync(function, *args, limiter=limiter)
             semaphore = self._limit_for(asyncio.get_running_loop(), asyncio.Semaphore)
             async with semaphore:
-                return await _finish_in_thread(asyncio.ensure_future(asyncio.to_thread(function, *args)))
+                return await finish_on_asyncio(asyncio.ensure_future(asyncio.to_thread(function, *args)))
         finally:
             self.calls -= 1
 
@@ -62,18 +62,3 @@ class Offload:
         if self._loop is not loop:
             self._loop, self._limit = loop, make(self.threads)
         return self._limit
-
-
-async def _finish_in_thread(future: asyncio.Future[T]) -> T:
-    """The future's result; a cancellation is passed on only after it is there, as in trio."""
-    cancelled: asyncio.CancelledError | None = None
-    while not future.done():
-        try:
-            await asyncio.wait({future})
-        except asyncio.CancelledError as error:
-            cancelled = error
-    if cancelled is not None:
-        with contextlib.suppress(Exception):
-            future.result()  # so that asyncio does not report it as lost
-        raise cancelled
-    return future.result()

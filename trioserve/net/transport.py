@@ -32,7 +32,7 @@ _CONNECTION_ERRNOS = frozenset(
 )  # fmt: skip
 
 # Linux: more is about to follow, so do not send a short segment yet (send(2)).
-_MSG_MORE = getattr(socket, "MSG_MORE", 0)
+MSG_MORE = getattr(socket, "MSG_MORE", 0)
 
 # Up to here one copy is cheaper than handing the kernel a list; above it, the parts go as they are.
 _JOIN_SIZE = 64 * 1024
@@ -85,14 +85,16 @@ class Transport:
         self.bytes_read += received
         return data
 
-    def send_nowait(self, data: bytes | memoryview) -> int:
+    def send_nowait(self, data: bytes | memoryview, flags: int = 0) -> int:
         """Write as much as the kernel takes now; the number of bytes written, 0 if it would block.
+
+        `flags` as in send(2): `MSG_MORE` for what a file follows at once, so that both leave in one segment.
 
         Raises:
             OSError: the connection is broken (EPIPE, ECONNRESET …); also noted in `broken`.
         """
         try:
-            sent = self.sock.send(data)
+            sent = self.sock.send(data, flags)
         except BlockingIOError:
             return 0
         except OSError as error:
@@ -101,10 +103,11 @@ class Transport:
         self.bytes_written += sent
         return sent
 
-    def send_parts_nowait(self, parts: list[bytes | memoryview]) -> bool:
+    def send_parts_nowait(self, parts: list[bytes | memoryview], flags: int = 0) -> bool:
         """Write parts, taking what was written off the list; True if the kernel takes no more and something is left.
 
         Only then may the caller wait: with room left in the kernel's buffer there is no edge to be woken by.
+        `flags` as in `send_nowait`.
 
         Raises:
             OSError: as `send_nowait`.
@@ -112,19 +115,19 @@ class Transport:
         size = sum(map(len, parts))
         if size <= _JOIN_SIZE or len(parts) == 1:
             data = parts[0] if len(parts) == 1 else b"".join(parts)
-            sent = self.send_nowait(data)
+            sent = self.send_nowait(data, flags)
             if sent == size:
                 parts.clear()
                 return False
             parts[:] = [memoryview(data)[sent:]]
             return True
-        return self._send_list(parts)
+        return self._send_list(parts, flags)
 
-    def _send_list(self, parts: list[bytes | memoryview]) -> bool:
+    def _send_list(self, parts: list[bytes | memoryview], flags: int) -> bool:
         while parts:
             batch = parts[:_PARTS_PER_CALL]
             try:
-                sent = self.sock.sendmsg(batch)
+                sent = self.sock.sendmsg(batch, (), flags)
             except BlockingIOError:
                 return True
             except OSError as error:
@@ -139,27 +142,6 @@ class Transport:
                 sent -= len(part)
             del parts[: len(batch)]
         return False
-
-    def send_ahead_nowait(self, parts: list[bytes | memoryview]) -> bool:
-        """As `send_parts_nowait`, for what a file follows at once: both leave in one segment (MSG_MORE, send(2)).
-
-        Raises:
-            OSError: as `send_nowait`.
-        """
-        data = parts[0] if len(parts) == 1 else b"".join(parts)
-        try:
-            sent = self.sock.send(data, _MSG_MORE)
-        except BlockingIOError:
-            return True
-        except OSError as error:
-            self._note_broken(error)
-            raise
-        self.bytes_written += sent
-        if sent == len(data):
-            parts.clear()
-            return False
-        parts[:] = [memoryview(data)[sent:]]
-        return True
 
     def sendfile_nowait(self, fd: int, offset: int, count: int) -> int | None:
         """Have the kernel send of a file what the socket takes now: bytes sent, 0 at the end of the file.

@@ -7,7 +7,6 @@ what the client needs to decode.
 
 from __future__ import annotations
 
-import importlib
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from typing import Any, Final, NamedTuple
 
 import brotli  # type: ignore[import-untyped]  # has no stubs
 
+from trioserve.asgi.zstd import find_zstd
 from trioserve.static.codings import SUFFIXES
 
 # 22 levels of effort, of which those above 19 use windows beyond the 8 MiB that RFC 9659 has clients accept.
@@ -78,16 +78,6 @@ def _begin_zstd(module: Any) -> Callable[[int], Encoder]:
         return Encoder(encoder.compress, encoder.flush)
 
     return begin
-
-
-def find_zstd() -> Any | None:
-    """Python's own module (3.14) or else the package `zstandard`; None where there is neither."""
-    for name in ("compression.zstd", "zstandard"):
-        try:
-            return importlib.import_module(name)
-        except ImportError:
-            continue
-    return None
 
 
 def available_codings() -> dict[bytes, Coding]:

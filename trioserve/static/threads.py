@@ -32,18 +32,10 @@ async def in_thread(
     if trio.lowlevel.in_trio_task():
         # Trio delivers the result of a thread that is not abandoned even to a cancelled task.
         return await trio.to_thread.run_sync(function, *args, limiter=_limiter)
-    # Loaded by whoever has brought us here.
+    # asyncio is loaded by whoever has brought us here.
     import asyncio
 
+    from trioserve.asgi.threads import finish_on_asyncio
+
     future = asyncio.get_running_loop().run_in_executor(None, functools.partial(function, *args))
-    try:
-        return await asyncio.shield(future)
-    except asyncio.CancelledError:
-        while not future.done():
-            try:
-                await asyncio.wait([future])
-            except asyncio.CancelledError:
-                continue  # it was cancelled already
-        if future.exception() is None and discard is not None:
-            discard(future.result())
-        raise
+    return await finish_on_asyncio(future, discard)
