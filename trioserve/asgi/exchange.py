@@ -99,6 +99,10 @@ class Exchange:
     _sending: bool
     _last_yield = 0.0
 
+    def outlasts(self, _phase: str) -> bool:
+        """No phase of a request is entered anew by itself."""
+        return False
+
     # -- what the app awaits ---------------------------------------------------------------------------------
 
     async def receive(self) -> Message:

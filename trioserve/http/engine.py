@@ -71,7 +71,8 @@ class Engine:
         version: "1.1" or "1.0". headers: fields in order, names in lower case.
         content_length: bytes of a body so framed, 0 without a body, None if chunked.
         keep_alive: the peer lets the connection stay open. expects_continue: it waits for a 100.
-        wants_trailers: `TE: trailers` was sent. authority: of an absolute-form target, while the head is read.
+        wants_trailers: `TE: trailers` was sent. upgrade: the protocols that the peer would change to, in lower case, or
+            None. authority: of an absolute-form target, while the head is read.
         body: parts that have arrived and were not taken yet. body_complete: no more will come.
         body_bytes: how many bytes of body have arrived.
         leftover: bytes that came after this request, to be given to the next `receive_head`.
@@ -80,7 +81,7 @@ class Engine:
     __slots__ = (
         "_checked", "_chunks", "_limits", "_lines", "_pending", "_raw_names", "authority", "body", "body_bytes",
         "body_complete", "content_length", "expects_continue", "headers", "keep_alive", "leftover", "method", "target",
-        "version", "wants_trailers",
+        "upgrade", "version", "wants_trailers",
     )  # fmt: skip
 
     def __init__(self, limits: Limits, *, raw_names: bool = False) -> None:
@@ -99,6 +100,7 @@ class Engine:
         self.keep_alive = True
         self.expects_continue = False
         self.wants_trailers = False
+        self.upgrade: bytes | None = None
         self.body: list[bytes] = []
         self.body_complete = True
         self.body_bytes = 0
@@ -143,6 +145,7 @@ class Engine:
             self.body_complete = True
             self.keep_alive = self.version == "1.1"
             self.expects_continue = self.wants_trailers = False
+            self.upgrade = None
             if (
                 len(fields) != len(headers)
                 or len(headers) > limits.header_count
@@ -284,7 +287,7 @@ class Engine:
             self._check_framing(fields.get(b"content-length"), fields.get(b"transfer-encoding"))
         connection = fields.get(b"connection")
         if connection is not None:
-            self._read_connection(connection)
+            self._read_connection(connection, fields.get(b"upgrade"))
         if b"expect" in fields or b"te" in fields:
             self._read_expect_and_te(fields)
 
@@ -293,7 +296,7 @@ class Engine:
         for name in (b"host", b"content-length"):
             if names.count(name) > 1:
                 raise RequestRefused(400, f"repeated {name.decode()} field")
-        for name in (b"connection", b"transfer-encoding", b"te", b"expect"):
+        for name in (b"connection", b"transfer-encoding", b"te", b"expect", b"upgrade"):
             if names.count(name) > 1:
                 fields[name] = b", ".join(value for n, value in self.headers if n.lower() == name)
 
@@ -316,12 +319,14 @@ class Engine:
             if self.content_length > self._limits.body_size:
                 raise RequestRefused(413, f"Content-Length of {self.content_length}")
 
-    def _read_connection(self, value: bytes) -> None:
+    def _read_connection(self, value: bytes, upgrade: bytes | None) -> None:
         options = {option.strip() for option in value.lower().split(b",")}
         if b"close" in options:
             self.keep_alive = False
         elif b"keep-alive" in options:
             self.keep_alive = True
+        if upgrade is not None and b"upgrade" in options and self.version == "1.1":
+            self.upgrade = upgrade.lower()  # RFC 9110 section 7.8: not from HTTP/1.0
 
     def _read_expect_and_te(self, fields: dict[bytes, bytes]) -> None:
         expect = fields.get(b"expect")

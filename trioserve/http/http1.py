@@ -30,6 +30,11 @@ _NONE, _COMPLETE = ResponseState.NONE, ResponseState.COMPLETE
 # How much of an unread request body is read and thrown away to keep the connection; beyond it, closing is cheaper.
 _DISCARD_SIZE = 256 * 1024
 
+# Phases of a request whose lateness is answered, and with what, if the response has not begun.
+_LATE_STATUS = {"request_body": 408, "request": 503}
+
+_RETRY_AFTER = b"retry-after: 1\r\n"
+
 # What the access log calls the end of a response that was not the app's doing, by the boundary's row.
 _OUTCOMES = {"C2": "peer gone", "C4": "file error"}
 
@@ -56,8 +61,11 @@ class Http1:
 
     # -- the loop --------------------------------------------------------------------------------------------
 
-    async def serve(self) -> None:
+    async def serve(self, data: bytes | None = None) -> None:
         """Serve requests until the connection may not be kept. Returning means: close it.
+
+        Args:
+            data: what was read already; None for nothing.
 
         Raises:
             RequestRefused: the peer's bytes cannot be served; nothing has been answered yet.
@@ -91,7 +99,8 @@ class Http1:
         slot = connection.slot = None if worker.in_flight_table is None else worker.in_flight_table.take()
         if slot is not None:
             path_cell, whole_cell = slot.path, slot.whole
-        data = transport.recv_nowait()
+        if data is None:
+            data = transport.recv_nowait()
         while True:
             # -- wait for a whole head
             while not data or not engine.receive_head(data):
@@ -273,7 +282,7 @@ class Http1:
             self.truncate(exchange)
         outcome = _OUTCOMES.get(fault.row, "app error")
         self.log(outcome, fault.summary, status=None if exchange.response_started else fault.status)
-        self.end_exchange()
+        self.end()
         return False
 
     def truncate(self, exchange: Http1Exchange) -> None:
@@ -302,7 +311,57 @@ class Http1:
             return IncompleteResponse("the app returned without sending a response")
         return IncompleteResponse(f"the app returned while its response was {exchange.state.name.lower()}")
 
-    def end_exchange(self) -> None:
+    def end_refused(self, refusal: RequestRefused) -> None:
+        """Answer a request that cannot be served."""
+        self.log("refused", refusal.reason, status=refusal.status)
+        self.write_last_words(refusal.status, _RETRY_AFTER if refusal.status == 503 else b"")
+        self.end()
+
+    def end_late(self, phase: str) -> None:
+        """The reaper has cancelled the connection: answer where the phase has an answer, otherwise just end it."""
+        exchange = self.exchange
+        if exchange is None:
+            # Between requests only a head can be late; a handler's time-out that came too late for it is no news.
+            if phase == "request_head":
+                self.log(f"late: {phase}", status=408)
+                self.write_last_words(408)
+            return
+        if phase == "disconnect_grace":
+            self.connection.worker.counters.peer_gone += 1
+            self.log("peer gone")
+            if exchange.response_started:
+                self.truncate(exchange)  # it may only have shut down its side, and read on
+            return
+        status = _LATE_STATUS.get(phase)
+        if status is not None and not exchange.response_started:
+            self.log(f"late: {phase}", status=status)
+            self.write_last_words(status, _RETRY_AFTER if status == 503 else b"")
+        else:
+            self.log(f"late: {phase}")
+            self.break_off()
+
+    def end_cut(self) -> None:
+        """A drain, or the server's caller, has cancelled the connection: say so if the response has not begun."""
+        exchange = self.exchange
+        if exchange is None:
+            return
+        if exchange.response_started:
+            self.log("drained")
+            self.break_off()
+        else:
+            self.log("drained", status=503)
+            self.write_last_words(503, _RETRY_AFTER)
+
+    def end_broken(self, error: BaseException) -> None:
+        """Something of ours, or the app's scopes, broke: one answer if possible, and the boundary's verdict."""
+        fault = self.connection.worker.boundary.judge_own(self.connection, error)
+        if self.exchange is not None and fault.status is not None:
+            self.write_last_words(fault.status)
+        else:
+            self.connection.transport.abort()
+        self.log("server error", fault.summary, status=fault.status)
+
+    def end(self) -> None:
         """Take the exchange off the books."""
         exchange = self.exchange
         if exchange is not None:

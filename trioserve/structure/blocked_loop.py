@@ -18,7 +18,7 @@ import trio
 from trioserve.errors import LoopBlocked
 from trioserve.observe.blocking import LAST_WORDS, LINE_PATIENCE, Block, call_within
 from trioserve.observe.task_tree import find_running_task
-from trioserve.structure.context import ConnectionContext, WorkerContext
+from trioserve.structure.context import Served, WorkerContext
 from trioserve.structure.error_tree import innermost_app_frame, stack_as_traceback
 
 # Places whose stack has been logged; from then on a line will do. The bound is for code that is made as it runs.
@@ -27,7 +27,7 @@ MOST_PLACES = 200
 MOST_REQUESTS = 100
 
 # The command's: a report, the last lines of the logs. The process ends when it returns.
-LastWords = Callable[[LoopBlocked, ConnectionContext | None], None]
+LastWords = Callable[[LoopBlocked, Served | None], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +35,7 @@ class Explained:
     """A block in our terms: as an exception with the stack of who blocks, his connection, and where that is."""
 
     error: LoopBlocked
-    connection: ConnectionContext | None
+    connection: Served | None
     where: str
     seconds: float
 
@@ -101,8 +101,9 @@ def requests_in_flight(worker: WorkerContext) -> list[dict[str, Any]]:
     """Who is lost when the process ends at once; for reports, so without queries and values. From any thread."""
     found: list[dict[str, Any]] = []
     for connection in list(worker.connections):
-        exchange = connection.exchange
-        if exchange is not None and len(found) < MOST_REQUESTS:
+        for served, exchange in connection.in_flight():
+            if len(found) == MOST_REQUESTS:
+                return found
             facts = exchange.describe()
             found.append(
                 {
@@ -110,17 +111,21 @@ def requests_in_flight(worker: WorkerContext) -> list[dict[str, Any]]:
                     "path": facts["path"],
                     "seconds": facts["elapsed"],
                     "response_state": facts["response"],
-                    "phase": connection.phase,
-                    "connection_id": connection.id,
+                    "phase": served.phase,
+                    "connection_id": served.id,
                 }
             )
     return found
 
 
-def _find_connection(worker: WorkerContext, task: trio.lowlevel.Task) -> ConnectionContext | None:
-    """The connection in whose task, or in a task below it, this one runs."""
+def _find_connection(worker: WorkerContext, task: trio.lowlevel.Task) -> Served | None:
+    """The connection or stream in whose task, or in a task below it, this one runs."""
     # A connection has no task before its first turn.
-    owners = {getattr(connection, "task", None): connection for connection in list(worker.connections)}
+    owners: dict[trio.lowlevel.Task | None, Served] = {}
+    for connection in list(worker.connections):
+        owners[getattr(connection, "task", None)] = connection
+        for stream in list(connection.streams.values()):
+            owners[getattr(stream, "task", None)] = stream
     current: trio.lowlevel.Task | None = task
     while current is not None:
         if current in owners:
@@ -129,7 +134,7 @@ def _find_connection(worker: WorkerContext, task: trio.lowlevel.Task) -> Connect
     return None
 
 
-def _describe_where(connection: ConnectionContext | None, task: trio.lowlevel.Task | None) -> str:
+def _describe_where(connection: Served | None, task: trio.lowlevel.Task | None) -> str:
     if connection is None:
         return "" if task is None else f" in task {task.name!r}"
     exchange = connection.exchange

@@ -30,7 +30,8 @@ from trioserve.structure.drain import DrainState
 from trioserve.structure.error_tree import signature
 
 if TYPE_CHECKING:
-    from trioserve.structure.context import ConnectionContext, RunningExchange, WorkerContext
+    from trioserve.structure.context import Served, WorkerContext
+    from trioserve.structure.phases import RunningExchange
 
 # Seconds that requests in flight get when the worker is tainted, and when its state cannot be trusted.
 TAINTED_GRACE = 10.0
@@ -78,6 +79,7 @@ ROWS: dict[str, Row] = {
     "A5": Row(_R, 500, errors.EXIT_TAINTED, "the app broke the ASGI contract"),
     "A6": Row(_F, 500, errors.EXIT_TAINTED, "the app declared its process beyond repair"),
     "A7": Row(_C, 500, 0, "the app raised an error that is declared safe"),
+    "W1": Row(_R, 500, errors.EXIT_TAINTED, "the app raised in a WebSocket session"),
     "B1": Row(_F, 500, errors.EXIT_SERVER_BUG, "the app left a nursery or cancel scope open"),
     "B2": Row(_R, None, errors.EXIT_TAINTED, "an async generator of the app failed while it was finalised"),
     "L3": Row(_F, None, errors.EXIT_TAINTED, "the app's lifespan task died while serving"),
@@ -129,13 +131,13 @@ class Boundary:
 
     # -- verdicts --------------------------------------------------------------------------------------------
 
-    def judge_app(self, connection: ConnectionContext, exchange: Any, error: BaseException) -> Fault:
+    def judge_app(self, connection: Served, exchange: Any, error: BaseException) -> Fault:
         """Judge what came out of `await app(...)`, or what the app left undone."""
         stripped = without_cancelled(error)
         row = _row_of_leaves(stripped) or self._row_of_app_error(stripped, exchange)
         return self._pronounce(row, stripped, connection, exchange)
 
-    def judge_own(self, connection: ConnectionContext | None, error: BaseException) -> Fault:
+    def judge_own(self, connection: Served | None, error: BaseException) -> Fault:
         """Judge what was raised outside the app: our bug, unless trio says that the app broke its scopes."""
         stripped = without_cancelled(error)
         row = _row_of_leaves(stripped)
@@ -197,7 +199,7 @@ class Boundary:
 
     # -- consequences ----------------------------------------------------------------------------------------
 
-    def _pronounce(self, name: str, error: BaseException, connection: ConnectionContext | None,
+    def _pronounce(self, name: str, error: BaseException, connection: Served | None,
                    exchange: RunningExchange | None) -> Fault:  # fmt: skip
         row = ROWS[name]
         verdict, exit_code = row.verdict, row.exit_code
@@ -242,9 +244,7 @@ class Boundary:
         else:
             drain.begin(f"{meaning} ({fault.row})")
 
-    def _log(
-        self, fault: Fault, connection: ConnectionContext | None, exchange: RunningExchange | None
-    ) -> None:
+    def _log(self, fault: Fault, connection: Served | None, exchange: RunningExchange | None) -> None:
         log = self._worker.error_log
         where = ""
         if exchange is not None:
@@ -268,9 +268,7 @@ class Boundary:
             consequence, exc_info=fault.error,
         )  # fmt: skip
 
-    def _report(
-        self, fault: Fault, connection: ConnectionContext | None, exchange: RunningExchange | None
-    ) -> None:
+    def _report(self, fault: Fault, connection: Served | None, exchange: RunningExchange | None) -> None:
         mark = signature(fault.error)
         nth = self._seen[mark] = self._seen.get(mark, 0) + 1
         if len(self._seen) > 1000:
@@ -293,7 +291,7 @@ class Boundary:
             self.on_report(report)
 
 
-def request_facts(connection: ConnectionContext, exchange: RunningExchange) -> RequestFacts:
+def request_facts(connection: Served, exchange: RunningExchange) -> RequestFacts:
     """What a report may say of a request: no query, no values."""
     facts = exchange.describe()
     return RequestFacts(

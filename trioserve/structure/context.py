@@ -1,8 +1,9 @@
-"""The two records handed down the tree: the worker's, and the connection's.
+"""The records handed down the tree: the worker's, the connection's, and that of an HTTP/2 stream.
 
 `WorkerContext` is made once by `worker.py` and read by every task below it. `ConnectionContext` is made by the
-listener for each accepted socket; it is what the reaper expires, what a drain wakes, and what the logs and the
-crash report describe. Both are plain state: what they mean is decided by the tiers that use them.
+listener for each accepted socket, `StreamContext` by HTTP/2 for each stream on one; they are what the reaper expires,
+what a drain wakes, and what the logs and the crash report describe. All are plain state: what they mean is decided by
+the tiers that use them.
 """
 
 from __future__ import annotations
@@ -11,24 +12,26 @@ import contextvars
 import itertools
 import math
 import time
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping, MutableMapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import trio
 
 from trioserve.net.transport import Transport
-from trioserve.structure.deadlines import NEVER, TICK, Deadlines
+from trioserve.structure.deadlines import TICK, Deadlines
 from trioserve.structure.drain import Drain, DrainState
+from trioserve.structure.phases import Phased, RunningExchange
 
 if TYPE_CHECKING:
     import logging
 
     from trioserve.net.hub import Hub
     from trioserve.net.share_board import Share
+    from trioserve.net.tls import TlsInfo
     from trioserve.observe.access_log import AccessLog
     from trioserve.observe.blocking import LoopWatch
-    from trioserve.observe.in_flight import InFlightTable, Slot
+    from trioserve.observe.in_flight import InFlightTable
     from trioserve.structure.admission import Admission
     from trioserve.structure.boundary import Boundary
 
@@ -128,8 +131,8 @@ class WorkerContext:
     __slots__ = (
         "access_log", "admission", "app", "base_context", "boundary", "clock", "config", "connections",
         "counters", "deadlines", "debug_extension", "development", "drain", "draining", "error_log",
-        "files", "flusher", "hub", "ids", "in_flight_table", "limits", "loop_watch", "new_engine",
-        "response_defaults", "room", "root_path", "share", "started_at", "state", "timeouts",
+        "files", "flusher", "h2c", "hub", "ids", "in_flight_table", "limits", "loop_watch", "new_engine",
+        "new_http2_engine", "response_defaults", "room", "root_path", "share", "started_at", "state", "timeouts",
     )  # fmt: skip
 
     def __init__(self, app: ASGIApp, config: Any, hub: Hub, error_log: logging.Logger) -> None:
@@ -146,6 +149,8 @@ class WorkerContext:
         self.in_flight_table: InFlightTable | None = None
         self.share: Share | None = None
         self.new_engine: Callable[[], Any]
+        self.new_http2_engine: Callable[[], Any]
+        self.h2c = False  # HTTP/2 without TLS, for who begins with its preface
         self.limits = Limits.from_config(config)
         self.timeouts = Timeouts.from_config(config)
         self.deadlines = Deadlines()
@@ -173,7 +178,9 @@ class WorkerContext:
     @property
     def in_flight(self) -> int:
         """How many requests are being answered; counted when asked for, so that it cannot drift."""
-        return sum(connection.exchange is not None for connection in self.connections)
+        return sum(
+            (connection.exchange is not None) + len(connection.streams) for connection in self.connections
+        )
 
     @property
     def requests_served(self) -> int:
@@ -184,8 +191,9 @@ class WorkerContext:
         """With each heartbeat: note in the supervisor's table since when the requests in flight are there."""
         ahead = time.monotonic() - self.clock()
         for connection in self.connections:
-            if connection.slot is not None and connection.exchange is not None:
-                connection.slot.write_time(connection.exchange.started_at + ahead)
+            for served, exchange in connection.in_flight():
+                if served.slot is not None:
+                    served.slot.write_time(exchange.started_at + ahead)
 
     def forget(self, connection: ConnectionContext) -> None:
         """A connection is closed: drop what the worker holds of it."""
@@ -201,79 +209,29 @@ class WorkerContext:
             self.room.unpark_all()
 
 
-class RunningExchange(Protocol):
-    """What the connection, the logs and the boundary may ask of the exchange that is under way.
+class ConnectionContext(Phased):
+    """One accepted connection: its bytes, its place in time, and what it is busy with.
 
     Attributes:
-        started_at: when its head was whole (trio's clock).
+        exchange: HTTP/1's exchange or WebSocket session; None while there is none, and with HTTP/2.
+        streams: HTTP/2's, by their number; empty with HTTP/1.
+        requests: how many have come.
+        tls: what its handshake has agreed on (`net/tls.py`), None on a plain one.
     """
 
-    started_at: float
-
-    @property
-    def response_started(self) -> bool:
-        """The head is on the wire."""
-        ...
-
-    @property
-    def response_complete(self) -> bool:
-        """The last byte was handed to the transport."""
-        ...
-
-    @property
-    def response_given(self) -> bool:
-        """The app has said all: what is not with the transport yet is only a question of how fast the peer reads."""
-        ...
-
-    @property
-    def request_complete(self) -> bool:
-        """Nothing more of the request will arrive: it is whole, or cut short."""
-        ...
-
-    def describe(self) -> dict[str, Any]:
-        """Method, path without query, and the response's state, for logs and reports; no values of headers."""
-        ...
-
-
-class ConnectionContext:
-    """One accepted connection: its bytes, its place in time, and the exchange it is busy with.
-
-    Attributes:
-        phase: the name of the wait that `deadline` belongs to (design: "phases"), also shown in the task tree.
-        deadline: trio's clock; `NEVER` while no phase is running.
-        handler_phase, handler_deadline: what bounds the app while no other phase does: nothing, the request's own
-            time-out, or the grace after the peer has gone.
-        late: the phase that the reaper ended, or "".
-        slot: its place in the table of requests in flight, if there is one with room.
-    """
-
-    __slots__ = (
-        "__weakref__", "accepted_at", "armed_at", "client", "deadline", "exchange", "handler_deadline",
-        "handler_phase", "id", "late", "phase", "requests", "scheme", "scope", "server", "slot",
-        "task", "transport", "worker",
-    )  # fmt: skip
+    __slots__ = ("accepted_at", "requests", "streams", "task", "tls")
 
     def __init__(
         self, worker: WorkerContext, transport: Transport, client: Address | None, server: Address | None
     ) -> None:
-        self.worker = worker
-        self.transport = transport
-        self.client = client
-        self.server = server
-        self.scheme = "http"
+        super().__init__(worker, transport, client, server)
         self.id = next(worker.ids)
         self.accepted_at = worker.clock()
         self.task: trio.lowlevel.Task
-        self.scope: trio.CancelScope
-        self.exchange: RunningExchange | None = None
-        self.slot: Slot | None = None
+        self.streams: Mapping[int, StreamContext] = _NO_STREAMS
+        self.tls: TlsInfo | None = None
         self.requests = 0
         self.phase = "accepted"
-        self.deadline = NEVER
-        self.handler_phase = "request"
-        self.handler_deadline = NEVER
-        self.armed_at = NEVER
-        self.late = ""
         worker.connections.add(self)
         if worker.share is not None and worker.drain.state is DrainState.RUNNING:
             worker.share.note(len(worker.connections))
@@ -287,6 +245,14 @@ class ConnectionContext:
     def idle(self) -> bool:
         """Waiting for the first byte of a request, so that a drain may close it."""
         return self.phase in ("first_byte", "keep_alive", "last_request")
+
+    def in_flight(self) -> Iterator[tuple[Phased, RunningExchange]]:
+        """The exchanges under way, each with what times it. From any thread."""
+        if self.exchange is not None:
+            yield self, self.exchange
+        for stream in list(self.streams.values()):
+            if stream.exchange is not None:
+                yield stream, stream.exchange
 
     def may_get_last_request(self) -> bool:
         """In a drain: whether a request is likely to be on its way, so that closing now would lose it.
@@ -307,83 +273,78 @@ class ConnectionContext:
         self.start_phase("last_request", since + LAST_REQUEST_PATIENCE)
         return True
 
-    def start_phase(self, phase: str, deadline: float) -> None:
-        """Enter a named wait that must be over by `deadline` (trio's clock)."""
-        self.phase = phase
-        self.deadline = deadline
-        if deadline < self.armed_at:
-            self.worker.deadlines.arm(self)
-
-    def begin_handler(self, deadline: float) -> None:
-        """The app is about to run, with a time-out of its own or for a peer that has already gone."""
-        self.handler_phase, self.handler_deadline = "request", deadline
-        self.enter_handler()
-        if self.transport.watch.hangup:
-            self.peer_gone()
-
-    def enter_handler(self) -> None:
-        """Back in the app, after a wait of ours: what bounds it is what bounded it before."""
-        self.phase = self.handler_phase
-        self.deadline = self.handler_deadline
-        # A task that the app has left running may come here when the connection is closed and forgotten.
-        if self.handler_deadline < self.armed_at and not self.transport.watch.closed:
-            self.worker.deadlines.arm(self)
-
-    def resume_handler(self, waited: float) -> None:
-        """Back in the app, after a wait for the peer that does not count against the app's own time-out."""
-        if self.handler_phase == "request" and self.handler_deadline is not NEVER:
-            self.handler_deadline += waited
-        if self.transport.watch.writing and not self.transport.watch.closed:
-            self.start_write()  # another task of the app still waits for the peer to read
-        else:
-            self.enter_handler()
-
-    def start_write(self) -> None:
-        """Enter a write that would block: bounded by its own phase, and by what bounds the handler anyway."""
-        deadline = self.worker.clock() + self.worker.timeouts.response_write
-        handler_is_bound = self.exchange is not None and not self.exchange.response_given
-        if handler_is_bound and self.handler_deadline < deadline:
-            self.enter_handler()
-        else:
-            self.transport.has_progressed()  # from here on
-            self.start_phase("response_write", deadline)
-
     def expire(self) -> None:
-        """Called by the reaper: the phase has lasted too long; cancel whatever the connection is doing."""
         if self.idle and self.transport.has_input():
             # The peer has spoken in time, but its task has not had its turn: look again when it must have had it.
             self.start_phase(self.phase, self.worker.clock() + 2 * TICK)
             return
-        if self.phase == "response_write" and self.transport.has_progressed():
-            self.start_write()
-            return
-        if self.phase == self.handler_phase and self.exchange is not None and self.exchange.response_given:
-            # Only the app's answer had to be in time; work after it is not cancelled.
-            self.handler_deadline = self.deadline = NEVER
-            return
-        self.late = self.phase
-        late = self.worker.counters.late
-        late[self.phase] = late.get(self.phase, 0) + 1
-        self.scope.cancel(reason=f"late: {self.phase}")
-
-    def peer_gone(self) -> None:
-        """Called by the hub on FIN or RST: begin the grace after which the handler is cancelled.
-
-        A FIN behind a body that has not been read yet is no news for the app: the clock starts when the body ends. Nor
-        is one behind a response that the app has given: a peer that goes on reading gets it whole, be it a file.
-        """
-        exchange = self.exchange
-        if exchange is None or exchange.response_given or self.handler_phase == "disconnect_grace":
-            return
-        if exchange.request_complete or self.transport.watch.reset:
-            deadline = self.worker.clock() + self.worker.timeouts.disconnect_grace
-            if deadline < self.handler_deadline:
-                in_handler = self.phase == self.handler_phase
-                self.handler_phase, self.handler_deadline = "disconnect_grace", deadline
-                if in_handler:
-                    self.enter_handler()
+        super().expire()
 
     def wake_for_drain(self) -> None:
         """A drain has begun: let an idle connection look at its socket a last time and close."""
-        if self.idle:
+        if self.idle or self.streams is not _NO_STREAMS:
             self.transport.watch.wake_reader()
+
+
+class StreamContext(Phased):
+    """One HTTP/2 stream: a request of its own, with its own task, scope and phases.
+
+    Attributes:
+        connection: whose stream it is.
+        stream_id: its number there.
+        task: the one that serves it.
+        hangup: the peer will send nothing more on it: it has ended the request, reset the stream, or is gone.
+        reset: the stream, or the connection below it, is dead.
+        closed: nobody serves it any more.
+        writing: somebody waits for the window or the connection to take more.
+        bytes_taken: what of it the connection has taken to send.
+    """
+
+    __slots__ = (
+        "_taken", "bytes_taken", "closed", "connection", "hangup", "reset", "stream_id", "task", "writing"
+    )  # fmt: skip
+
+    def __init__(self, connection: ConnectionContext, stream_id: int) -> None:
+        super().__init__(connection.worker, connection.transport, connection.client, connection.server)
+        self.scheme = connection.scheme
+        self.id = connection.id
+        self.connection = connection
+        self.stream_id = stream_id
+        self.task: trio.lowlevel.Task
+        self.hangup = self.reset = self.closed = self.writing = False
+        self.bytes_taken = self._taken = 0
+
+    def __repr__(self) -> str:
+        return f"<stream {self.stream_id} of connection {self.id} {self.phase}>"
+
+    @property
+    def requests(self) -> int:
+        """How many requests the connection has had."""
+        return self.connection.requests
+
+    @property
+    def tls(self) -> TlsInfo | None:
+        """As the connection's."""
+        return self.connection.tls
+
+    def is_closed(self) -> bool:
+        return self.closed
+
+    def has_hangup(self) -> bool:
+        return self.hangup
+
+    def is_reset(self) -> bool:
+        return self.reset
+
+    def is_writing(self) -> bool:
+        return self.writing
+
+    def has_progressed(self) -> bool:
+        before, self._taken = self._taken, self.bytes_taken
+        return self._taken > before
+
+
+_NO_STREAMS: Mapping[int, StreamContext] = {}
+
+# What the boundary and the reports may be given: whatever runs an app of its own.
+Served = ConnectionContext | StreamContext

@@ -39,7 +39,7 @@ from trioserve.observe.notify import run_watchdog
 from trioserve.observe.process import explain, pid_file
 from trioserve.structure.blocked_loop import BlockedLoop, requests_in_flight
 from trioserve.structure.boundary import FATAL_GRACE, ROWS, request_facts, worker_facts
-from trioserve.structure.context import ASGIApp, ConnectionContext
+from trioserve.structure.context import ASGIApp, Served
 from trioserve.structure.crash_report import RequestFacts, WorkerFacts, build_report, emit_report, serialise
 from trioserve.structure.drain import CLEANUP_SECONDS, HardExit
 from trioserve.worker.claim import Claim, claim_process
@@ -291,7 +291,7 @@ class _Process:
         error = TimeoutError(f"the drain ({reason}) did not end in time; requests or the app hold it up")
         self._say_last_words("H2", error, None)
 
-    def _report_blocked_loop(self, error: LoopBlocked, connection: ConnectionContext | None) -> None:
+    def _report_blocked_loop(self, error: LoopBlocked, connection: Served | None) -> None:
         exchange = None if connection is None else connection.exchange
         request = request_facts(connection, exchange) if connection and exchange else None
         self._say_last_words("H1", error, request)

@@ -11,54 +11,50 @@ import trio
 
 from trioserve.errors import RequestRefused
 from trioserve.http.http1 import Http1
+from trioserve.http.protocol import HTTP2_PREFACE, Protocol
 from trioserve.structure.boundary import is_cancellation
 from trioserve.structure.context import ConnectionContext
 from trioserve.structure.deadlines import NEVER
 
-# Phases of a request whose lateness is answered, and with what, if the response has not begun.
-_LATE_STATUS = {"request_body": 408, "request": 503}
-
 # While lingering: how much the peer may still send, and how much is read at once. What comes is thrown away.
 _LINGER_BYTES = 1024 * 1024
 _LINGER_READ = 64 * 1024
-
-_RETRY_AFTER = b"retry-after: 1\r\n"
 
 
 async def serve_connection(connection: ConnectionContext) -> None:
     """Serve one accepted connection until it is closed."""
     worker = connection.worker
     connection.task = trio.lowlevel.current_task()
-    try:
-        http1 = Http1(connection, worker.new_engine())
-    except Exception as error:
-        worker.boundary.judge_own(connection, error)
-        worker.forget(connection)
-        connection.transport.abort()
-        return
+    protocol: Protocol | None = None
     try:
         with trio.CancelScope() as connection.scope:
-            await _serve(http1)
-        if connection.scope.cancelled_caught:
-            _end_late(http1)
-            http1.end_exchange()
-        if http1.linger:
+            data = await _open(connection)
+            protocol = _choose_protocol(connection, data)
+            await _serve(protocol, data)
+        if connection.scope.cancelled_caught and protocol is not None:
+            protocol.end_late(connection.late)
+            protocol.end()
+        if protocol is not None and protocol.linger:
             await _linger(connection)
     except BaseException as error:
         cancelled = is_cancellation(error)
         try:
-            if cancelled:
-                _end_cut(http1)
+            if protocol is None:
+                _end_unopened(connection, None if cancelled else error)
+            elif cancelled:
+                protocol.end_cut()
             else:
-                _end_broken(http1, error)
+                protocol.end_broken(error)
         except Exception as second:
             # Ours again, such as a log that cannot be written to: judged as well, and the connection ends all the same.
             worker.boundary.judge_own(connection, second)
-            http1.break_off()
+            if protocol is not None:
+                protocol.break_off()
         if cancelled:
             raise
     finally:
-        http1.end_exchange()
+        if protocol is not None:
+            protocol.end()
         worker.forget(connection)
         connection.transport.close()
         if connection.task.child_nurseries:
@@ -75,75 +71,68 @@ async def _stay(connection: ConnectionContext) -> None:
     await trio.sleep_forever()
 
 
-async def _serve(http1: Http1) -> None:
-    connection = http1.connection
+async def _open(connection: ConnectionContext) -> bytes | None:
+    """All that comes before the protocol is known; returns what was read to find out."""
     worker = connection.worker
     connection.start_phase("first_byte", connection.accepted_at + worker.timeouts.first_byte)
+    if worker.h2c and connection.tls is None:
+        return await _read_preface(connection)
+    return None
+
+
+async def _read_preface(connection: ConnectionContext) -> bytes | None:
+    """Read until it is clear whether the peer begins with HTTP/2's preface (RFC 9113 section 3.4)."""
+    worker = connection.worker
+    transport = connection.transport
+    data = b""
+    while HTTP2_PREFACE.startswith(data) and len(data) < len(HTTP2_PREFACE):
+        part = transport.recv_nowait()
+        if part is None:
+            if worker.draining and not data:
+                return None
+            await transport.watch.wait_readable()
+        elif part:
+            if not data:
+                connection.start_phase("request_head", worker.clock() + worker.timeouts.request_head)
+            data += part
+        else:
+            break
+    return data
+
+
+def _choose_protocol(connection: ConnectionContext, data: bytes | None) -> Protocol:
+    worker = connection.worker
+    by_alpn = connection.tls is not None and connection.tls.alpn == "h2"
+    if by_alpn or (data is not None and data.startswith(HTTP2_PREFACE)):
+        from trioserve.http.http2 import Http2
+
+        return Http2(connection, worker.new_http2_engine())
+    return Http1(connection, worker.new_engine())
+
+
+async def _serve(protocol: Protocol, data: bytes | None) -> None:
+    connection = protocol.connection
+    worker = connection.worker
     try:
-        await http1.serve()
+        await protocol.serve(data)
     except RequestRefused as refusal:
         # The peer's fault: answered and counted; the answer is sent before the connection closes.
         refused = worker.counters.refused
         refused[str(refusal.status)] = refused.get(str(refusal.status), 0) + 1
         worker.error_log.debug("connection %d refused: %s", connection.id, refusal)
-        http1.log("refused", refusal.reason, status=refusal.status)
-        http1.write_last_words(refusal.status, _RETRY_AFTER if refusal.status == 503 else b"")
-        http1.end_exchange()
+        protocol.end_refused(refusal)
     except OSError:
         if connection.transport.broken is None:
             raise
         worker.counters.peer_gone += 1
-        http1.log("peer gone")
+        protocol.log("peer gone")
 
 
-def _end_late(http1: Http1) -> None:
-    """The reaper has cancelled the connection: answer where the phase has an answer, otherwise just end it."""
-    connection = http1.connection
-    phase = connection.late
-    exchange = http1.exchange
-    if exchange is None:
-        # Between requests only a head can be late; a handler's time-out that came too late for it is no news.
-        if phase == "request_head":
-            http1.log(f"late: {phase}", status=408)
-            http1.write_last_words(408)
-        return
-    if phase == "disconnect_grace":
-        connection.worker.counters.peer_gone += 1
-        http1.log("peer gone")
-        if exchange.response_started:
-            http1.truncate(exchange)  # it may only have shut down its side, and read on
-        return
-    status = _LATE_STATUS.get(phase)
-    if status is not None and not exchange.response_started:
-        http1.log(f"late: {phase}", status=status)
-        http1.write_last_words(status, _RETRY_AFTER if status == 503 else b"")
-    else:
-        http1.log(f"late: {phase}")
-        http1.break_off()
-
-
-def _end_cut(http1: Http1) -> None:
-    """A drain, or the server's caller, has cancelled the connection: say so if the response has not begun."""
-    exchange = http1.exchange
-    if exchange is None:
-        return
-    if exchange.response_started:
-        http1.log("drained")
-        http1.break_off()
-    else:
-        http1.log("drained", status=503)
-        http1.write_last_words(503, _RETRY_AFTER)
-
-
-def _end_broken(http1: Http1, error: BaseException) -> None:
-    """Something of ours, or the app's scopes, broke: one answer if possible, and the boundary's verdict."""
-    connection = http1.connection
-    fault = connection.worker.boundary.judge_own(connection, error)
-    if http1.exchange is not None and fault.status is not None:
-        http1.write_last_words(fault.status)
-    else:
-        connection.transport.abort()
-    http1.log("server error", fault.summary, status=fault.status)
+def _end_unopened(connection: ConnectionContext, error: BaseException | None) -> None:
+    """The connection ends before it has a protocol, by `error` or because it was cancelled."""
+    if error is not None:
+        connection.worker.boundary.judge_own(connection, error)
+    connection.transport.abort()
 
 
 async def _linger(connection: ConnectionContext) -> None:

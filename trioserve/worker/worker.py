@@ -287,21 +287,20 @@ class Worker:
 
     def _log_cut(self) -> None:
         """Say which requests did not make it."""
-        cut = [c for c in self.context.connections if c.exchange is not None]
+        cut = [found for connection in self.context.connections for found in connection.in_flight()]
         if not cut:
             return
         self.logs.error.warning("%d requests were cut by the drain after %g s:", len(cut), self.drain.grace)
-        for connection in cut[:100]:
-            assert connection.exchange is not None
-            facts = connection.exchange.describe()
+        for served, exchange in cut[:100]:
+            facts = exchange.describe()
             self.logs.error.warning(
                 "  cut: %s %s after %.1f s, response %s, phase %s, connection %d",
                 facts["method"],
                 facts["path"],
                 facts["elapsed"],
                 facts["response"],
-                connection.phase,
-                connection.id,
+                served.phase,
+                served.id,
             )
 
     async def _stop_lifespan(self) -> None:
