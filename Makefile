@@ -10,6 +10,9 @@ COVER  ?= --cov --cov-report=
 JOBS   ?= 2
 # `make test ARGS=tests/http` runs what it names, in one go; options (ARGS=--ignore=tests/http) are for all tests.
 NAMED   = $(filter-out -%,$(ARGS))
+# Hundreds of processes import the package, and pytest rewrites 160 files each time it starts: what has been compiled is
+# kept, also where PYTHONDONTWRITEBYTECODE says otherwise.
+PYTEST  = PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest
 
 .PHONY: serve test quick check format bench wheel clean
 
@@ -18,16 +21,17 @@ serve: $(VENV)/.ready
 
 test: $(VENV)/.ready-test
 	rm -f .coverage .coverage.*
+	$(BIN)/python -m compileall -q trioserve tests examples
 ifneq ($(NAMED),)
-	$(BIN)/python -m pytest $(COVER) $(ARGS)
+	$(PYTEST) $(COVER) $(ARGS)
 else
-	$(BIN)/python -m pytest $(COVER) $(ARGS) -m "not alone" -n $(JOBS) --dist worksteal
-	$(BIN)/python -m pytest $(COVER) $(ARGS) -m alone $(if $(COVER),--cov-append)
+	$(PYTEST) $(COVER) $(ARGS) -m "not alone" -n $(JOBS) --dist worksteal
+	$(PYTEST) $(COVER) $(ARGS) -m alone $(if $(COVER),--cov-append)
 endif
 	$(if $(COVER),$(BIN)/python -m coverage report --skip-covered --show-missing)
 
 quick: $(VENV)/.ready-test
-	$(BIN)/python -m pytest -m "not slow" -x -q $(ARGS)
+	$(PYTEST) -m "not slow" -x -q $(ARGS)
 
 check: $(VENV)/.ready-lint
 	$(BIN)/ruff check .

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import signal
+import sys
 
 import pytest
 import trio.testing
@@ -14,6 +16,15 @@ from tests.net.sockets import HUBS
 # that are started here must hear it.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def pytest_collection_finish() -> None:
+    """What is imported from here on is not kept compiled, neither here nor in a process that a test starts.
+
+    An app that a test rewrites within a second, at the same length, would be taken for the old one.
+    """
+    sys.dont_write_bytecode = True
+    os.environ["PYTHONDONTWRITEBYTECODE"] = "1"
 
 
 @pytest.fixture
