@@ -8,6 +8,8 @@ COVER  ?= --cov --cov-report=
 # So many tests at once, but for those marked `alone`, which follow one by one. By stealing, not by file: a few files
 # take as long as all others, and whoever gets them last would keep the rest waiting.
 JOBS   ?= 2
+# The only folders that have some (tests/conftest.py sees to it); to collect all tests takes half a minute.
+ALONE   = tests/e2e tests/observe
 # `make test ARGS=tests/http` runs what it names, in one go; options (ARGS=--ignore=tests/http) are for all tests.
 NAMED   = $(filter-out -%,$(ARGS))
 # Hundreds of processes import the package, and pytest rewrites 160 files each time it starts: what has been compiled is
@@ -26,7 +28,7 @@ ifneq ($(NAMED),)
 	$(PYTEST) $(COVER) $(ARGS)
 else
 	$(PYTEST) $(COVER) $(ARGS) -m "not alone" -n $(JOBS) --dist worksteal
-	$(PYTEST) $(COVER) $(ARGS) -m alone $(if $(COVER),--cov-append)
+	$(PYTEST) $(COVER) $(ARGS) -m alone $(ALONE) $(if $(COVER),--cov-append)
 endif
 	$(if $(COVER),$(BIN)/python -m coverage report --skip-covered --show-missing)
 

@@ -27,6 +27,19 @@ def pytest_collection_finish() -> None:
     os.environ["PYTHONDONTWRITEBYTECODE"] = "1"
 
 
+# Where tests that are marked `alone` may be: the run that has only those need not collect the others (see Makefile).
+_ALONE_IN = ("e2e", "observe")
+
+
+@pytest.hookimpl(tryfirst=True)  # before `-m` takes any out
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if item.get_closest_marker("alone") and item.path.parent.name not in _ALONE_IN:
+            raise pytest.UsageError(
+                f"{item.nodeid} is marked `alone`: such tests are run from {_ALONE_IN} only"
+            )
+
+
 @pytest.fixture
 def autojump_clock() -> trio.testing.MockClock:
     """Virtual time; bytes in flight between two sockets get the 20 ms that trio cannot see them for."""

@@ -198,10 +198,7 @@ def test_the_first_look_is_bounded(site: Path, monkeypatch: pytest.MonkeyPatch) 
 
 # -- real processes ------------------------------------------------------------------------------------------
 
-alone = pytest.mark.alone  # real deadlines, as in tests/e2e
 
-
-@alone
 @pytest.mark.parametrize("workers", ["0", "2"])
 async def test_a_directory_is_served_by_a_command(site: Path, workers: str) -> None:
     argv = trioserve_command("static", str(site), "--bind", "127.0.0.1:0", "--workers", workers)
@@ -217,7 +214,6 @@ async def test_a_directory_is_served_by_a_command(site: Path, workers: str) -> N
     assert "Traceback" not in server.stderr.text
 
 
-@alone
 @pytest.mark.parametrize("preload", [(), ("--preload",)])
 async def test_code_that_is_served_is_not_run(site: Path, preload: tuple[str, ...]) -> None:
     """Started in the directory that is served, where names of the standard library may lie."""
@@ -255,7 +251,6 @@ async def test_directories_are_served_beside_an_app(site: Path) -> None:
         assert (await server.get("/s/plain.txt")).body == b"0123456789"
 
 
-@alone
 async def test_a_bad_directory_is_a_message_and_an_exit_code(tmp_path: Path) -> None:
     done = await run_to_end(*trioserve_command("static", str(tmp_path / "nowhere")))
     assert done.returncode == EXIT_APP_NOT_FOUND
