@@ -40,6 +40,41 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             )
 
 
+# Servers that these start run what others run too, beside other programs; measuring them would find nothing new, and it
+# takes a third of a process's start.
+_NOT_MEASURED = frozenset(
+    {
+        "test_browser.py",
+        "test_chaos.py",
+        "test_cold_files.py",
+        "test_curl.py",
+        "test_docs_site.py",
+        "test_downloads.py",
+        "test_examples.py",
+        "test_httplint.py",
+        "test_hypercorn_parity.py",
+        "test_proxies.py",
+        "test_readme.py",
+        "test_static_beside_nginx.py",
+        "test_wheel.py",
+    }
+)
+# Where coverage leaves its configuration for the processes that are started.
+_COVERAGE = "COVERAGE_PROCESS_CONFIG"
+_coverage_config = pytest.StashKey[str]()
+
+
+@pytest.hookimpl(tryfirst=True)  # before fixtures start servers
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    stash = item.config.stash
+    if _COVERAGE in os.environ:
+        stash[_coverage_config] = os.environ[_COVERAGE]
+    if item.path.name in _NOT_MEASURED:
+        os.environ.pop(_COVERAGE, None)
+    elif _coverage_config in stash:
+        os.environ[_COVERAGE] = stash[_coverage_config]
+
+
 @pytest.fixture
 def autojump_clock() -> trio.testing.MockClock:
     """Virtual time; bytes in flight between two sockets get the 20 ms that trio cannot see them for."""
