@@ -177,8 +177,8 @@ def test_hosts_are_remembered_within_bounds(kind: str) -> None:
     for number in range(3000):
         assert parser.receive_head(head(host=f"h{number}.example"))
     assert parser.receive_head(head(host="x" * 300))
-    assert len(module._good_hosts) <= module._GOOD_HOSTS_MAX
-    assert max(map(len, module._good_hosts)) <= 255
+    assert len(module.good_hosts) <= module._GOOD_HOSTS_MAX
+    assert max(map(len, module.good_hosts)) <= 255
 
 
 def test_auto_takes_httptools_where_it_is_installed(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -49,17 +49,17 @@ _LENGTH_DIGITS = 18
 _LINE_STARTS = re.compile(rb"\r\n(?=[^\r])")
 _MARK = b"~"
 
-_METHODS = {name.encode(): name for name in ("GET", "HEAD", "POST", "PUT", "DELETE", "OPTIONS", "PATCH")}
+METHODS = {name.encode(): name for name in ("GET", "HEAD", "POST", "PUT", "DELETE", "OPTIONS", "PATCH")}
 
 # A request line of the common kind; all others take the longer way. RFC 9112 section 3.
-_COMMON_LINE = re.compile(rb"(%b) (/[!\"$-~]*) HTTP/1\.([01])\r\n" % b"|".join(_METHODS)).match
+_COMMON_LINE = re.compile(rb"(%b) (/[!\"$-~]*) HTTP/1\.([01])\r\n" % b"|".join(METHODS)).match
 
 # Values of Connection that say what would hold anyway in HTTP/1.1: none, and what browsers send.
 _NO_NEWS = frozenset({None, b"keep-alive"})
 
 # Host values that were found valid: clients repeat them, and the check costs more than the look-up. Bounded,
 # because the peer chooses them.
-_good_hosts: set[bytes] = set()
+good_hosts: set[bytes] = set()
 _GOOD_HOSTS_MAX = 512
 
 
@@ -131,7 +131,7 @@ class Engine:
             line = _COMMON_LINE(head)
             if line is not None:
                 method, self.target, minor = line.groups()
-                self.method = _METHODS[method]
+                self.method = METHODS[method]
                 self.version = "1.1" if minor == b"1" else "1.0"
                 if len(self.target) > limits.target_size:
                     raise RequestRefused(414, f"target of {len(self.target)} bytes")
@@ -149,7 +149,7 @@ class Engine:
             if (
                 len(fields) != len(headers)
                 or len(headers) > limits.header_count
-                or fields.get(b"host") not in _good_hosts
+                or fields.get(b"host") not in good_hosts
                 or fields.get(b"connection") not in _NO_NEWS
                 or not self.keep_alive
                 or b"transfer-encoding" in fields
@@ -281,8 +281,8 @@ class Engine:
         if host is None:
             if self.version == "1.1":
                 raise RequestRefused(400, "no Host field")
-        elif host not in _good_hosts:
-            _check_host(host)
+        elif host not in good_hosts:
+            check_host(host)
         if b"content-length" in fields or b"transfer-encoding" in fields:
             self._check_framing(fields.get(b"content-length"), fields.get(b"transfer-encoding"))
         connection = fields.get(b"connection")
@@ -355,7 +355,7 @@ class Engine:
         authority, rest = absolute[2], absolute[3]
         if authority[:1] in (b"", b":"):
             raise RequestRefused(400, "absolute-form without a host")
-        _check_host(authority)
+        check_host(authority)
         self.authority = authority
         if not rest and self.method == "OPTIONS":
             rest = b"*"  # RFC 9112 section 3.2.4
@@ -439,14 +439,15 @@ def _valid_length(pattern: re.Pattern[bytes], text: bytes) -> int:
     return 0 if found is None else found.end()
 
 
-def _check_host(host: bytes) -> None:
+def check_host(host: bytes) -> None:
+    """Refuse a value of Host (or HTTP/2's :authority) that is none; a good one is remembered in `good_hosts`."""
     valid = _HOST.fullmatch(host)
     if valid is None or (valid[1] is not None and not _is_ipv6(valid[1])):
         raise RequestRefused(400, "invalid Host")
-    if len(_good_hosts) >= _GOOD_HOSTS_MAX:
-        _good_hosts.clear()
+    if len(good_hosts) >= _GOOD_HOSTS_MAX:
+        good_hosts.clear()
     if len(host) <= 255:
-        _good_hosts.add(host)
+        good_hosts.add(host)
 
 
 def _is_ipv6(literal: bytes) -> bool:
