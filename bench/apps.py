@@ -26,6 +26,7 @@ STREAM_CHUNK = b"0123456789abcdef" * 16
 STREAM_CHUNKS = 10
 
 _calls = 0
+_members: dict[int, Send] = {}  # of the room
 _starlette: Any = None
 
 _HELLO_HEADERS = [(b"content-type", b"text/plain"), (b"content-length", b"%d" % len(HELLO_BODY))]
@@ -85,6 +86,47 @@ async def stream_10(scope: Scope, receive: Receive, send: Send) -> None:
     for _ in range(STREAM_CHUNKS - 1):
         await send({"type": "http.response.body", "body": STREAM_CHUNK, "more_body": True})
     await send({"type": "http.response.body", "body": STREAM_CHUNK, "more_body": False})
+
+
+async def websocket_echo(scope: Scope, receive: Receive, send: Send) -> None:
+    """Every message of a WebSocket comes back as it is; calls are messages."""
+    global _calls
+    if scope["type"] != "websocket":
+        await _not_counted(scope, receive, send)
+        return
+    await receive()
+    await send({"type": "websocket.accept"})
+    while (message := await receive())["type"] == "websocket.receive":
+        _calls += 1
+        if (text := message.get("text")) is not None:
+            await send({"type": "websocket.send", "text": text})
+        else:
+            await send({"type": "websocket.send", "bytes": message["bytes"]})
+
+
+async def websocket_room(scope: Scope, receive: Receive, send: Send) -> None:
+    """A room: what comes in under /say goes to all other members; calls are messages sent.
+
+    In the plainest way that ASGI has, and most tutorials show: one after the other, each with its own `send`.
+    """
+    global _calls
+    if scope["type"] != "websocket":
+        await _not_counted(scope, receive, send)
+        return
+    await receive()
+    await send({"type": "websocket.accept"})
+    if scope["path"] == "/say":
+        while (message := await receive())["type"] == "websocket.receive":
+            for send_to_member in list(_members.values()):
+                await send_to_member({"type": "websocket.send", "text": message["text"]})
+                _calls += 1
+        return
+    _members[id(send)] = send
+    try:
+        while (await receive())["type"] == "websocket.receive":
+            pass
+    finally:
+        del _members[id(send)]
 
 
 async def starlette_route(scope: Scope, receive: Receive, send: Send) -> None:

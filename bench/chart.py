@@ -1,4 +1,4 @@
-"""The picture: CPU time per request as horizontal bars, one panel per workload that was measured, as an SVG.
+"""The picture: CPU time per request (or message) as horizontal bars, a panel per workload that was measured, as an SVG.
 
 Called by `run.py`; `python bench/chart.py results.json chart.svg` draws an earlier run again. The colours
 follow the reader's light or dark scheme, and the background is transparent. A bar more than a few times
@@ -19,6 +19,10 @@ PANELS = (
     ("browser", "Browser-like GET, 13 headers, all different"),
     ("files-1k", "Static file of 1 KiB (uvicorn with Starlette's)"),
     ("files-100k", "Static file of 100 KiB (uvicorn with Starlette's)"),
+    ("https-hello", "HTTPS hello world, 64 connections"),
+    ("h2-hello", "HTTP/2 over TLS, 8 connections of 16 streams"),
+    ("ws-echo-32", "WebSocket, 32 bytes echoed, per message"),
+    ("ws-broadcast", "WebSocket, 1,000 members of a room, per message delivered"),
 )
 
 _WIDTH = 760
@@ -51,7 +55,7 @@ def draw_chart(panels: Sequence[tuple[str, Mapping[str, float]]], note: str) -> 
         parts += _draw_bars(bars, y)
         y += _STEP * len(bars) + 14
     parts.append(
-        f'<text class="note" x="8" y="{y + 4:g}">CPU µs per request, whole server; less is better</text>'
+        f'<text class="note" x="8" y="{y + 4:g}">CPU µs per request (or message), whole server; less is better</text>'
     )
     parts.append(f'<text class="note" x="8" y="{y + 20:g}">{escape(note)}</text>')
     height = y + 30

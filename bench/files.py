@@ -21,7 +21,8 @@ from pathlib import Path
 
 from bench.load import Settings, figures, run_wrk
 from bench.measure import Turn, TurnError, WrkResult, private_memory_kb, snapshot_cpu
-from bench.servers import HOST, Server, ServerProcess
+from bench.process import ServerProcess
+from bench.servers import HOST, Server
 from bench.workloads import Workload
 
 _SLOW_SECONDS = 8.0  # how long the slow readers read

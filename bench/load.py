@@ -14,7 +14,8 @@ from pathlib import Path
 
 from bench.apps import COUNT_PATH
 from bench.measure import CpuSnapshot, Turn, TurnError, WrkResult, cpu_used_us, parse_wrk, snapshot_cpu
-from bench.servers import HOST, Cores, Server, ServerProcess
+from bench.process import ServerProcess
+from bench.servers import Cores, Server
 from bench.workloads import Workload
 
 _WRK_SCRIPT = Path(__file__).with_name("wrk.lua")
@@ -36,7 +37,9 @@ class Settings:
 
 def take_load_turn(server: Server, workload: Workload, settings: Settings, seed: int) -> Turn:
     """Measure one server once under a wrk workload."""
-    process = ServerProcess(server, workload.app, settings.cores, access_log=workload.access_log)
+    process = ServerProcess(
+        server, workload.app, settings.cores, access_log=workload.access_log, speaks=workload.speaks
+    )
     with process:
         check_answer(process, workload)
         run_wrk(process, workload, settings.warm_up_seconds, seed)
@@ -78,7 +81,7 @@ def run_wrk(
     """Load the server for whole seconds; wrk counts no fractions of them."""
     command = ["wrk", "--threads", "1", "--connections", str(workload.connections)]
     command += ["--duration", f"{max(1, round(seconds))}s", "--timeout", f"{_WRK_TIMEOUT}s"]
-    command += ["--script", str(_WRK_SCRIPT), f"http://{HOST}:{process.port}/"]
+    command += ["--script", str(_WRK_SCRIPT), process.url]
     command += ["--", workload.request, str(seed), *extra]
     limit = seconds + 3 * _WRK_TIMEOUT
     try:
@@ -126,9 +129,14 @@ def figures(result: WrkResult, calls: int, cpu: tuple[CpuSnapshot, CpuSnapshot])
             "busy": clocks / 1e6 / result.seconds,
         }
     )
+    note_clocks(turn, clocks, ticks)
+    return turn
+
+
+def note_clocks(turn: Turn, clocks: float, ticks: float) -> None:
+    """Say so where the two ways to read CPU time differ."""
     if abs(clocks - ticks) > max(_CLOCK_TOLERANCE * clocks, _CLOCK_SLACK_US):
         turn.notes.append(f"CPU clocks say {clocks / 1e3:.0f} ms, utime + stime {ticks / 1e3:.0f} ms")
-    return turn
 
 
 def _check_access_log(log: Path, calls: int) -> None:

@@ -14,12 +14,13 @@ import time
 
 from bench.load import Settings, check_answer, check_result, run_wrk
 from bench.measure import Turn, TurnError, private_memory_kb
-from bench.servers import HOST, Server, ServerProcess
-from bench.workloads import IDLE_CONNECTIONS, LEAK_CONNECTIONS, LEAK_REQUESTS, Workload
+from bench.process import ServerProcess
+from bench.servers import Server
+from bench.workloads import LEAK_CONNECTIONS, LEAK_REQUESTS, Workload
 
 _SPARE_FILES = 200
-_KEEP_ALIVE = 300  # seconds; the defaults would close the first connection before the last one is open
-_SETTLE_SECONDS = 4.0  # servers may give buffers and parsers back a while after the last request
+KEEP_ALIVE = 300  # seconds; the defaults would close the first connection before the last one is open
+SETTLE_SECONDS = 4.0  # servers may give buffers and parsers back a while after the last request
 
 # The leak workload: what counts as warm-up, the length of one load, how many connections are open at a time.
 _WARM_UP_REQUESTS = 100_000
@@ -47,8 +48,10 @@ def raise_file_limit(connections: int) -> None:
 
 def take_memory_turn(server: Server, workload: Workload, settings: Settings, seed: int) -> Turn:
     """Measure what one idle keep-alive connection, which has made one request, costs in memory."""
-    raise_file_limit(IDLE_CONNECTIONS)
-    process = ServerProcess(server, workload.app, settings.cores, keep_alive=_KEEP_ALIVE)
+    raise_file_limit(workload.idle)
+    process = ServerProcess(
+        server, workload.app, settings.cores, keep_alive=KEEP_ALIVE, speaks=workload.speaks
+    )
     with process:
         check_answer(process, workload)
         run_wrk(process, workload, settings.warm_up_seconds, seed)
@@ -57,24 +60,22 @@ def take_memory_turn(server: Server, workload: Workload, settings: Settings, see
         before = private_memory_kb(process.pid)
         opened: list[socket.socket] = []
         try:
-            for _ in range(IDLE_CONNECTIONS):
+            for _ in range(workload.idle):
                 opened.append(_open_and_ask(process, workload))  # noqa: PERF401 (closed below after a failure too)
-            time.sleep(_SETTLE_SECONDS)
+            time.sleep(SETTLE_SECONDS)
             after = private_memory_kb(process.pid)
             _check_still_open(opened)
-            if (served := process.settled_count() - calls) != IDLE_CONNECTIONS:
-                raise TurnError(
-                    f"{IDLE_CONNECTIONS} requests were answered, the application counted {served}"
-                )
+            if (served := process.settled_count() - calls) != workload.idle:
+                raise TurnError(f"{workload.idle} requests were answered, the application counted {served}")
         finally:
             for connection in opened:
                 connection.close()
-        per_connection = (after - before) / IDLE_CONNECTIONS
+        per_connection = (after - before) / workload.idle
         return Turn({"kb_per_connection": per_connection, "before_kb": before, "after_kb": after})
 
 
 def _open_and_ask(process: ServerProcess, workload: Workload) -> socket.socket:
-    connection = socket.create_connection((HOST, process.port), timeout=10)
+    connection = process.connect()
     try:
         _ask(connection, _REQUEST, workload.probe.expected)
     except BaseException:

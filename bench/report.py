@@ -8,6 +8,7 @@ from __future__ import annotations
 import importlib.metadata
 import os
 import platform
+import ssl
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
@@ -16,13 +17,13 @@ from typing import Any
 
 from bench.load import Settings
 from bench.measure import Turn, median_of, median_ratio, values
-from bench.servers import OURS, SERVERS, Cores, Server
+from bench.servers import OURS, SERVERS, Cores, Server, find_program
 from bench.targets import Results, Verdict, judge
 from bench.workloads import WORKLOADS, Workload
 
 _PACKAGES = (
     "trioserve", "trio", "h11", "httptools", "hypercorn", "anycorn", "uvicorn", "uvloop", "granian",
-    "fastpysgi", "starlette",
+    "fastpysgi", "starlette", "h2", "wsproto", "websockets",
 )  # fmt: skip
 
 # The figure that a kind of workload is about, and its heading.
@@ -33,6 +34,11 @@ _FIGURES = {
     "memory": ("kb_per_connection", "kB/connection"),
     "startup": ("startup_ms", "ms"),
     "leak": ("growth_percent", "growth %"),
+    "h2load": ("cpu_us", "CPU µs/request"),
+    "handshakes": ("cpu_us", "CPU µs/connection"),
+    "ws-echo": ("cpu_us", "CPU µs/message"),
+    "ws-broadcast": ("cpu_us", "CPU µs/delivery"),
+    "ws-memory": ("kb_per_connection", "kB/connection"),
 }
 
 
@@ -64,6 +70,10 @@ def describe_versions() -> dict[str, str]:
         "\n"
     )[0]
     versions["wrk"] = " ".join(first_line.split()[1:2])
+    if (program := find_program("h2load")) is not None:
+        line = subprocess.run([program, "--version"], capture_output=True, text=True, check=False).stdout
+        versions["h2load"] = line.strip().rpartition("/")[2]
+    versions["OpenSSL"] = " ".join(ssl.OPENSSL_VERSION.split()[1:2])
     return versions
 
 
@@ -104,8 +114,9 @@ def workload_lines(
     figure, heading = _FIGURES[workload.kind]
     ours = [name for name in OURS if name in by_server and values(by_server[name], figure)]
     has_ratio = workload.kind != "leak"
+    is_load = figure == "cpu_us" and workload.kind != "files"
     head = ["server", heading, "min - max"]
-    if workload.kind == "load":
+    if is_load:
         head += ["requests/s", "p50 ms", "p99 ms", "busy"]
     head += [f"{name} is" for name in ours if has_ratio]
     rows = [head]
@@ -118,7 +129,7 @@ def workload_lines(
             continue
         found = values(turns, figure)
         row = [name, _number(middle), f"{_number(min(found))} - {_number(max(found))}"]
-        if workload.kind == "load":
+        if is_load:
             row += [_cell(turns, key, show) for key, show in _LOAD_COLUMNS]
         if has_ratio:
             row += [_ratio(median_ratio(by_server[us], turns, figure)) for us in ours]

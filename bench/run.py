@@ -18,6 +18,7 @@ import os
 import shutil
 import signal
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -27,15 +28,31 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from bench import report
 from bench.chart import PANELS, chart_of
 from bench.files import take_files_turn, take_slow_readers_turn
+from bench.h2_load import take_h2_turn
 from bench.load import Settings, take_load_turn, take_startup_turn
 from bench.measure import Turn, TurnError
 from bench.memory import take_leak_turn, take_memory_turn
-from bench.servers import OURS, ROOT, SERVERS, Server, choose_cores
+from bench.servers import OURS, ROOT, SERVERS, WEBSOCKET, Server, choose_cores
 from bench.targets import judge
+from bench.tls_load import take_handshakes_turn
+from bench.websocket_load import take_broadcast_turn, take_echo_turn, take_websocket_memory_turn
 from bench.workloads import WORKLOADS, Workload, select
 
 EXIT_FAILED, EXIT_USAGE, EXIT_INTERRUPTED = 1, 2, 130
 
+# How a turn is taken of a kind of workload, where it is not by wrk.
+_TURNS: dict[str, Callable[[Server, Workload, Settings, int], Turn]] = {
+    "memory": take_memory_turn,
+    "files": take_files_turn,
+    "slow-readers": take_slow_readers_turn,
+    "leak": take_leak_turn,
+    "h2load": take_h2_turn,
+    "handshakes": take_handshakes_turn,
+    "ws-echo": take_echo_turn,
+    "ws-broadcast": take_broadcast_turn,
+    "ws-memory": take_websocket_memory_turn,
+}
+_ONE_ROUND = ("memory", "leak", "slow-readers", "ws-memory")
 _STARTUP_ROUNDS = 5
 _QUICK_MEMORY = ("trioserve", "uvicorn")
 _EXTRA_KEY_ROUNDS = 2  # for the two workloads that everybody quotes
@@ -155,7 +172,15 @@ def _chosen_workloads(args: argparse.Namespace) -> list[Workload]:
         chosen = [w for w in WORKLOADS if w.kind != "leak" and (w.in_quick or not args.quick)]
     if args.leak:
         chosen += [w for w in WORKLOADS if w.kind == "leak" and w not in chosen]
-    return chosen
+    able = [workload for workload in chosen if not workload.missing]
+    for workload in chosen:
+        if workload.missing:
+            print(
+                f"skipping {workload.name}: there is no {' and no '.join(workload.missing)}", file=sys.stderr
+            )
+    if not able:
+        raise _usage_error("nothing is left to be measured")
+    return able
 
 
 def _chosen_servers(args: argparse.Namespace) -> list[Server]:
@@ -179,6 +204,8 @@ def _takes_part(server: Server, workload: Workload, args: argparse.Namespace) ->
     if workload.name in server.unfit or (workload.access_log and server.access_log is None):
         return False
     if server.files is None if workload.file_count else server.only_files:
+        return False
+    if not workload.speaks <= server.speaks or (server.only_websocket and WEBSOCKET not in workload.speaks):
         return False
     if args.servers:
         return True
@@ -207,7 +234,7 @@ def _measure(
 
 
 def _number_of_rounds(workload: Workload, args: argparse.Namespace) -> int:
-    if workload.kind in ("memory", "leak", "slow-readers"):
+    if workload.kind in _ONE_ROUND:
         return 1
     if workload.kind == "startup":
         return max(_STARTUP_ROUNDS, args.rounds or 0)
@@ -220,16 +247,10 @@ def _number_of_rounds(workload: Workload, args: argparse.Namespace) -> int:
 
 def _take_turn(server: Server, workload: Workload, settings: Settings, seed: int) -> Turn:
     try:
-        if workload.kind == "memory":
-            return take_memory_turn(server, workload, settings, seed)
         if workload.kind == "startup":
             return take_startup_turn(server, workload, settings)
-        if workload.kind == "files":
-            return take_files_turn(server, workload, settings, seed)
-        if workload.kind == "slow-readers":
-            return take_slow_readers_turn(server, workload, settings, seed)
-        if workload.kind == "leak":
-            return take_leak_turn(server, workload, settings, seed)
+        if (take_turn := _TURNS.get(workload.kind)) is not None:
+            return take_turn(server, workload, settings, seed)
         return take_load_turn(server, workload, settings, seed)
     except (TurnError, OSError, http.client.HTTPException) as error:
         reason = str(error) if isinstance(error, TurnError) else f"{type(error).__name__}: {error}"

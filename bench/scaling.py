@@ -18,7 +18,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from bench.load import check_answer, run_wrk
 from bench.measure import TurnError
-from bench.servers import SERVERS, Cores, Launch, Server, ServerProcess
+from bench.process import ServerProcess
+from bench.servers import SERVERS, Cores, Launch, Server
 from bench.workloads import WORKLOADS
 
 _NAMES = ("trioserve", "granian")

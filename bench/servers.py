@@ -1,39 +1,27 @@
-"""The servers under test: how each is started, asked, and ended.
+"""The servers under test: the cores they get, what each speaks, and its command line.
 
-Called by `load.py` and `memory.py`. Every server gets one core, one worker, no access log unless the workload
-asks for it, and its own fastest settings. `ServerProcess` is a context manager: whatever happens inside, on
-leaving it the process and all its descendants are gone; processes are ended by their id only.
+Called by `process.py`, which runs them, and by `run.py`. Every server gets one core, one worker, no access log unless
+the workload asks for it, and its own fastest settings.
 """
 
 from __future__ import annotations
 
-import contextlib
-import ctypes
-import http.client
 import importlib.util
-import json
 import os
 import shutil
-import signal
-import socket
-import subprocess
 import sys
-import tempfile
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from types import TracebackType
-from typing import Self
 
-from bench.apps import COUNT_PATH, FILES_VARIABLE
-from bench.measure import ProcessStat, TurnError, listening_inode, process_tree, read_stat
+from bench.certificates import Certificate
 
 ROOT = Path(__file__).resolve().parent.parent
 HOST = "127.0.0.1"
 
-START_TIMEOUT = 30.0  # seconds until the first answer
-STOP_TIMEOUT = 5.0  # seconds between SIGTERM and SIGKILL
+# What a workload may ask for beside HTTP/1.1 on a plain connection, and a server may speak.
+TLS, HTTP2, WEBSOCKET, DEFLATE = "tls", "h2", "websocket", "deflate"
+_ALL_OF_THEM = frozenset({TLS, HTTP2, WEBSOCKET, DEFLATE})
 
 
 # -- the cores ----------------------------------------------------------------------------------------------
@@ -91,6 +79,8 @@ class Launch:
     keep_alive: int | None = None  # seconds; None leaves the server's default
     files: Path | None = None  # serve this directory instead of an application, under /files/
     directory: Path = Path()  # for what the server itself must have on disk
+    speaks: frozenset[str] = frozenset()  # of TLS, HTTP2, WEBSOCKET, DEFLATE; HTTP/2 without TLS is h2c
+    certificate: Certificate | None = None  # with TLS
 
 
 @dataclass(frozen=True)
@@ -112,11 +102,14 @@ class Server:
     # The program that takes the arguments; Python where there is none.
     program: str | None = None
     only_files: bool = False
+    # What it speaks beside HTTP/1.1 on a plain connection.
+    speaks: frozenset[str] = frozenset()
+    only_websocket: bool = False
 
     @property
     def missing(self) -> list[str]:
         """The needed modules and programs that cannot be found."""
-        missing = [module for module in self.needs if not _can_find(module)]
+        missing = [module for module in self.needs if not find_module(module)]
         if self.program is not None and find_program(self.program) is None:
             missing.append(self.program)
         return missing
@@ -135,7 +128,8 @@ def find_program(name: str) -> str | None:
     return shutil.which(name, path=os.environ.get("PATH", os.defpath) + ":/usr/sbin:/usr/local/sbin")
 
 
-def _can_find(module: str) -> bool:
+def find_module(module: str) -> bool:
+    """Whether a module could be imported."""
     # The package is looked for, not imported: one that is broken shall fail in its turns, with its words.
     package, _, part = module.partition(".")
     spec = importlib.util.find_spec(package)
@@ -148,9 +142,20 @@ def _optional(flag: str, value: object) -> list[str]:
     return [] if value is None else [flag, str(value)]
 
 
+def _certificate(launch: Launch, chain: str, key: str) -> list[str]:
+    if launch.certificate is None:
+        return []
+    return [chain, str(launch.certificate.chain), key, str(launch.certificate.key)]
+
+
 def _trioserve(launch: Launch, engine: str) -> list[str]:
     arguments = ["-m", "trioserve", "--bind", f"{HOST}:{launch.port}", "--http-engine", engine]
     arguments += _optional("--keep-alive", launch.keep_alive)
+    arguments += _certificate(launch, "--certfile", "--keyfile")
+    if HTTP2 in launch.speaks and TLS not in launch.speaks:
+        arguments += ["--h2c"]
+    if WEBSOCKET in launch.speaks:
+        arguments += ["--websocket-compression", "on" if DEFLATE in launch.speaks else "off"]
     return [*arguments, *_optional("--access-logfile", launch.access_log), launch.app]
 
 
@@ -159,20 +164,28 @@ def _hypercorn_kind(module: str, launch: Launch) -> list[str]:
     if launch.access_log is not None:
         arguments[-1] = "info"
     arguments += _optional("--keep-alive", launch.keep_alive)
+    arguments += _certificate(launch, "--certfile", "--keyfile")
     return [*arguments, *_optional("--access-logfile", launch.access_log), launch.app]
 
 
-def _uvicorn(launch: Launch, loop: str, http: str) -> list[str]:
+def _uvicorn(launch: Launch, loop: str, http: str, websocket: str = "websockets-sansio") -> list[str]:
     arguments = ["-m", "uvicorn", "--host", HOST, "--port", str(launch.port), "--loop", loop, "--http", http]
     if launch.access_log is None:
         arguments += ["--no-access-log", "--log-level", "warning"]
+    arguments += ["--ws", websocket if WEBSOCKET in launch.speaks else "none"]
+    if WEBSOCKET in launch.speaks:
+        arguments += ["--ws-per-message-deflate", "true" if DEFLATE in launch.speaks else "false"]
+    arguments += _certificate(launch, "--ssl-certfile", "--ssl-keyfile")
     return [*arguments, *_optional("--timeout-keep-alive", launch.keep_alive), launch.app]
 
 
 def _granian(launch: Launch) -> list[str]:
     arguments = ["-m", "granian", "--host", HOST, "--port", str(launch.port), "--interface", "asgi"]
-    arguments += ["--workers", "1", "--loop", "uvloop", "--http", "1", "--no-ws", "--log-level", "warning"]
+    arguments += ["--workers", "1", "--loop", "uvloop", "--log-level", "warning"]
+    arguments += ["--http", "auto" if HTTP2 in launch.speaks else "1"]
+    arguments += ["--ws" if WEBSOCKET in launch.speaks else "--no-ws"]
     arguments += ["--runtime-threads", "1", "--no-access-log"]
+    arguments += _certificate(launch, "--ssl-certificate", "--ssl-keyfile")
     if launch.keep_alive is not None:
         # A minute is the limit of its only clock on an idle connection; and it serves as many connections at
         # a time as its backpressure allows, 1,024 by default.
@@ -254,6 +267,7 @@ SERVERS: tuple[Server, ...] = (
         "one worker, httptools engine",
         lambda launch: _trioserve(launch, "httptools"),
         access_log="file",
+        speaks=_ALL_OF_THEM,
         files=lambda launch: _trioserve_files(launch, "httptools"),
     ),
     Server(
@@ -262,6 +276,7 @@ SERVERS: tuple[Server, ...] = (
         "one worker, h11 engine",
         lambda launch: _trioserve(launch, "h11"),
         access_log="file",
+        speaks=_ALL_OF_THEM,
         files=lambda launch: _trioserve_files(launch, "h11"),
     ),
     Server(
@@ -283,21 +298,32 @@ SERVERS: tuple[Server, ...] = (
     Server(
         "granian",
         ("granian", "uvloop"),
-        "ASGI, uvloop, HTTP/1, one runtime thread",
+        "ASGI, uvloop, HTTP/1 (auto where HTTP/2 is measured), one runtime thread",
         _granian,
+        speaks=_ALL_OF_THEM - {DEFLATE},
         files=_granian_files,
         unfit={"files-304": "it sends no validators"},
     ),
     Server(
         "uvicorn",
         ("uvicorn", "uvloop", "httptools"),
-        "uvloop, httptools",
+        "uvloop, httptools, websockets-sansio",
         lambda launch: _uvicorn(launch, "uvloop", "httptools"),
         access_log="stdout",
+        speaks=_ALL_OF_THEM - {HTTP2},
         # Starlette's StaticFiles; its directory comes with the environment.
         files=lambda launch: _uvicorn(
             replace(launch, app="bench.apps:starlette_files"), "uvloop", "httptools"
         ),
+    ),
+    Server(
+        "uvicorn-websockets",
+        ("uvicorn", "uvloop", "httptools", "websockets"),
+        "uvloop, httptools, websockets (its older implementation)",
+        lambda launch: _uvicorn(launch, "uvloop", "httptools", "websockets"),
+        minor=True,
+        only_websocket=True,
+        speaks=_ALL_OF_THEM - {HTTP2},
     ),
     Server(
         "uvicorn-h11",
@@ -312,6 +338,8 @@ SERVERS: tuple[Server, ...] = (
         "-k trio",
         lambda launch: _hypercorn_kind("hypercorn", launch),
         access_log="file",
+        speaks=_ALL_OF_THEM,
+        unfit={"h2c-hello": "version 0.18 ends with a BusyResourceError when the connections of the load do"},
     ),
     Server(
         "anycorn",
@@ -322,246 +350,3 @@ SERVERS: tuple[Server, ...] = (
         minor=True,
     ),
 )
-
-
-# -- one running server -------------------------------------------------------------------------------------
-
-
-def free_port() -> int:
-    """Return a port that nobody listens on: the kernel picked it for a socket that we bound and closed."""
-    with socket.socket() as probe:
-        probe.bind((HOST, 0))
-        return int(probe.getsockname()[1])
-
-
-class ServerProcess:
-    """A server from its start to the end of its last process; use it as a context manager."""
-
-    def __init__(
-        self,
-        server: Server,
-        app: str,
-        cores: Cores,
-        *,
-        access_log: bool = False,
-        keep_alive: int | None = None,
-        files: Path | None = None,
-    ) -> None:
-        self.server = server
-        self.app = app
-        self.cores = cores
-        self.port = 0
-        self.startup_seconds = 0.0
-        self._keep_alive = keep_alive
-        self._files = files
-        self._directory = tempfile.TemporaryDirectory(prefix="bench-")
-        self._output = Path(self._directory.name, "output.log")
-        self._wants_access_log = access_log
-        self._process: subprocess.Popen[bytes] | None = None
-
-    def __enter__(self) -> Self:
-        try:
-            self._start()
-        except BaseException:
-            self.stop()
-            self._directory.cleanup()
-            raise
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        code = None
-        if error is not None and self._process is not None:
-            # A dying process drops its connections a moment before it can be waited for.
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                code = self._process.wait(0.2)
-        tail = self.output_tail()
-        self.stop()
-        self._directory.cleanup()
-        if not isinstance(error, OSError | http.client.HTTPException | TurnError):
-            return
-        if code is not None:
-            message = f"the server ended with code {code} ({error}); it said: {tail}"
-            raise TurnError(message) from error
-        if not isinstance(error, TurnError):
-            message = f"{type(error).__name__}: {error}; the server, still running, had said: {tail}"
-            raise TurnError(message) from error
-
-    @property
-    def pid(self) -> int:
-        """The id of the process we started; its workers are below it."""
-        assert self._process is not None
-        return self._process.pid
-
-    @property
-    def access_log_path(self) -> Path | None:
-        """The file that holds the access log."""
-        if not self._wants_access_log:
-            return None
-        return (
-            self._output if self.server.access_log == "stdout" else Path(self._directory.name, "access.log")
-        )
-
-    def _start(self) -> None:
-        self.port = free_port()
-        launch = Launch(
-            self.port,
-            self.app,
-            self.access_log_path,
-            self._keep_alive,
-            self._files,
-            Path(self._directory.name),
-        )
-        command = self.server.command(launch)
-        with self._output.open("wb") as output:
-            begin = time.perf_counter()
-            self._process = subprocess.Popen(
-                command,
-                cwd=ROOT,
-                env=_environment(self._files),
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=subprocess.STDOUT,
-                # Ctrl-C is for the benchmark, which then ends the server in order.
-                start_new_session=True,
-                preexec_fn=lambda: _in_child(self.cores.server),
-            )
-        self._wait_answer(begin)
-
-    def _wait_answer(self, begin: float) -> None:
-        assert self._process is not None
-        while True:
-            if (code := self._process.poll()) is not None:
-                raise TurnError(
-                    f"ended with code {code} before its first answer; it said: {self.output_tail()}"
-                )
-            try:
-                answered_by = self.fetch_count().pid if self._files is None else self.listening_pid()
-            except (OSError, http.client.HTTPException):
-                if time.perf_counter() - begin > START_TIMEOUT:
-                    tail = self.output_tail()
-                    raise TurnError(f"no answer within {START_TIMEOUT:g} s; it said: {tail}") from None
-                time.sleep(0.001)
-                continue
-            self.startup_seconds = time.perf_counter() - begin
-            if answered_by not in {stat.pid for stat in process_tree(self.pid)}:
-                raise TurnError(
-                    f"port {self.port} is answered by process {answered_by}, which is not of this server"
-                )
-            return
-
-    # -- asking ---------------------------------------------------------------------------------------------
-
-    def fetch(self, method: str, path: str, body: bytes | None = None) -> tuple[int, bytes]:
-        """One request on its own connection; returns status and body."""
-        # No "Connection: close": fastpysgi 0.6 dies of a segmentation fault some time after such a request.
-        connection = http.client.HTTPConnection(HOST, self.port, timeout=10)
-        try:
-            connection.request(method, path, body=body)
-            response = connection.getresponse()
-            return response.status, response.read()
-        finally:
-            connection.close()
-
-    def fetch_count(self) -> Count:
-        """How many calls the application has counted, and in which process."""
-        status, body = self.fetch("GET", COUNT_PATH)
-        if status != 200:
-            raise http.client.HTTPException(f"{COUNT_PATH} answered {status}")
-        return Count(**json.loads(body))
-
-    def listening_pid(self) -> int:
-        """A process of ours that holds the listening socket of our port; for servers that run no application of ours.
-
-        Raises:
-            ConnectionError: nobody listens there yet.
-            TurnError: somebody else does.
-        """
-        socket.create_connection((HOST, self.port), timeout=10).close()
-        inode = listening_inode(self.port)
-        for stat in process_tree(self.pid):
-            for link in Path(f"/proc/{stat.pid}/fd").iterdir():
-                with contextlib.suppress(OSError):
-                    if str(link.readlink()) == f"socket:[{inode}]":
-                        return stat.pid
-        raise TurnError(f"port {self.port} is served by a process that is not of this server")
-
-    def settled_count(self) -> int:
-        """The count once it stands still: what the load left in flight has then been served."""
-        last = self.fetch_count().count
-        for _ in range(500):
-            time.sleep(0.02)
-            now = self.fetch_count().count
-            if now == last:
-                return now
-            last = now
-        raise TurnError("the application is still being called 10 s after the load has ended")
-
-    def output_tail(self) -> str:
-        """The end of what the server printed."""
-        try:
-            text = self._output.read_text(errors="replace").strip()
-        except OSError:
-            return "(nothing)"
-        return text[-600:] or "(nothing)"
-
-    # -- ending ---------------------------------------------------------------------------------------------
-
-    def stop(self) -> None:
-        """SIGTERM, then SIGKILL for whatever is left of the tree; returns when all of it is gone."""
-        process, self._process = self._process, None
-        if process is None:
-            return
-        tree = process_tree(process.pid)
-        try:
-            process.terminate()
-            process.wait(STOP_TIMEOUT)
-        except subprocess.TimeoutExpired:
-            pass
-        finally:
-            if process.poll() is None:
-                process.kill()
-            process.wait()
-            for stat in tree[1:]:
-                _kill_leftover(stat)
-
-
-@dataclass(frozen=True)
-class Count:
-    """The application's own account."""
-
-    pid: int
-    count: int
-
-
-def _kill_leftover(stat: ProcessStat) -> None:
-    # Workers normally end with their parent; one that a killed parent left behind is found by its id, and by
-    # its start time, so that a stranger with a recycled id is left alone.
-    deadline = time.monotonic() + 1.0
-    while (now := read_stat(stat.pid)) is not None and now.start_time == stat.start_time:
-        if time.monotonic() > deadline:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(stat.pid, signal.SIGKILL)
-            return
-        time.sleep(0.01)
-
-
-_libc = ctypes.CDLL(None)
-_PR_SET_PDEATHSIG = 1
-
-
-def _in_child(core: int) -> None:
-    if core >= 0:
-        os.sched_setaffinity(0, {core})
-    # Should the benchmark itself be killed, no server stays behind.
-    _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
-
-
-def _environment(files: Path | None) -> dict[str, str]:
-    # Settings of the caller's shell must not reach a server.
-    prefixes = ("GRANIAN_", "UVICORN_", "TRIOSERVE_", "HYPERCORN_", "PYTHON", "WEB_CONCURRENCY", "FORWARDED_")
-    kept = {name: value for name, value in os.environ.items() if not name.startswith(prefixes)}
-    if files is not None:
-        kept[FILES_VARIABLE] = str(files)
-    return {**kept, "PYTHONPATH": str(ROOT)}

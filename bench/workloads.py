@@ -11,8 +11,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from bench import apps
+from bench.servers import DEFLATE, HTTP2, TLS, WEBSOCKET, find_module, find_program
 
 IDLE_CONNECTIONS = 4000
+IDLE_SECURE = 2000  # over TLS, and WebSockets
+ROOM_MEMBERS = 1000
+H2_STREAMS = 16  # of each connection
 LEAK_REQUESTS = 1_000_000
 LEAK_CONNECTIONS = 20_000
 
@@ -35,7 +39,8 @@ class Workload:
     title: str
     app: str
     probe: Probe
-    kind: str = "load"  # load, memory, startup, leak, files, slow-readers
+    # load, memory, startup, leak, files, slow-readers, h2load, handshakes, ws-echo, ws-broadcast, ws-memory
+    kind: str = "load"
     request: str = "plain"  # the KIND of wrk.lua
     connections: int = 64
     access_log: bool = False
@@ -45,6 +50,20 @@ class Workload:
     file_size: int = 0  # bytes of each file, where files are served
     file_count: int = 0  # how many files take turns
     validated: bool = False  # the client has the file, and asks whether it is still the same
+    speaks: frozenset[str] = frozenset()  # what the server must speak beside plain HTTP/1.1, see servers.py
+    idle: int = IDLE_CONNECTIONS  # connections, where the memory of idle ones is measured
+    message_size: int = 0  # bytes of each WebSocket message
+    resumed: bool = False  # handshakes that resume a session
+
+    @property
+    def missing(self) -> list[str]:
+        """What the load needs and cannot be found, with the way to get it."""
+        missing = []
+        if self.kind == "h2load" and find_program("h2load") is None:
+            missing.append("h2load (`apt install nghttp2-client`)")
+        if TLS in self.speaks and not find_module("trustme"):
+            missing.append("trustme (`make bench` installs it)")
+        return missing
 
 
 _HELLO = Probe("GET", "/", None, apps.HELLO_BODY)
@@ -79,6 +98,44 @@ def _files(name: str, size: int, count: int, *, connections: int = 64, **more: A
         **more,
     )
 
+
+def _h2(name: str, how: str, speaks: frozenset[str]) -> Workload:
+    return Workload(
+        name,
+        f"HTTP/2 {how}, GET of {len(apps.HELLO_BODY)} bytes, paths differ, 8 connections of 16 streams",
+        "bench.apps:hello",
+        _HELLO,
+        kind="h2load",
+        connections=8 * H2_STREAMS,
+        speaks=speaks,
+        only=("trioserve", "granian", "hypercorn"),
+    )
+
+
+def _handshakes(name: str, what: str, only: tuple[str, ...], *, resumed: bool = False) -> Workload:
+    return Workload(
+        name,
+        f"{what}, each with one request, 16 connections at a time",
+        "bench.apps:hello",
+        _HELLO,
+        kind="handshakes",
+        connections=16,
+        speaks=frozenset({TLS}),
+        resumed=resumed,
+        only=only,
+    )
+
+
+def _websocket(name: str, title: str, kind: str, **more: Any) -> Workload:
+    speaks = frozenset({WEBSOCKET, DEFLATE} if name.endswith("-deflate") else {WEBSOCKET})
+    app = "bench.apps:websocket_room" if kind == "ws-broadcast" else "bench.apps:websocket_echo"
+    # There is nothing to ask for: that a right answer comes is seen at each message.
+    return Workload(name, title, app, Probe("GET", "/", None, b""), kind=kind, speaks=speaks, **more)
+
+
+_SECURE = ("trioserve", "granian", "uvicorn", "hypercorn")
+_COMPRESSING = ("trioserve", "uvicorn")
+_TLS_ONLY = frozenset({TLS})
 
 WORKLOADS: tuple[Workload, ...] = (
     _hello(64),
@@ -154,6 +211,76 @@ WORKLOADS: tuple[Workload, ...] = (
         connections=50,
         file_size=1024**3,
         file_count=1,
+    ),
+    Workload(
+        "https-hello",
+        f"HTTPS, GET /, {len(apps.HELLO_BODY)} bytes of text, 64 connections",
+        "bench.apps:hello",
+        _HELLO,
+        speaks=_TLS_ONLY,
+        only=_SECURE,
+    ),
+    _handshakes("tls-handshakes", "full TLS 1.3 handshakes, ECDSA P-256", _SECURE),
+    _handshakes("tls-resumed", "TLS 1.3 sessions resumed", _COMPRESSING, resumed=True),
+    _h2("h2-hello", "over TLS", frozenset({TLS, HTTP2})),
+    _h2("h2c-hello", "without TLS (prior knowledge)", frozenset({HTTP2})),
+    _websocket(
+        "ws-echo-32",
+        "WebSocket, 32 bytes of text echoed, 32 connections",
+        "ws-echo",
+        connections=32,
+        message_size=32,
+        only=_SECURE,
+    ),
+    _websocket(
+        "ws-echo-1k",
+        "WebSocket, 1 KiB of text echoed, 32 connections",
+        "ws-echo",
+        connections=32,
+        message_size=1024,
+        only=_SECURE,
+    ),
+    _websocket(
+        "ws-echo-deflate",
+        "WebSocket, 1 KiB of text echoed, compressed both ways, 32 connections",
+        "ws-echo",
+        connections=32,
+        message_size=1024,
+        only=_COMPRESSING,
+    ),
+    _websocket(
+        "ws-broadcast",
+        f"WebSocket, 32 bytes of text to {ROOM_MEMBERS:,} members of a room, per message delivered",
+        "ws-broadcast",
+        connections=ROOM_MEMBERS,
+        message_size=32,
+        only=_SECURE,
+    ),
+    _websocket(
+        "ws-memory",
+        f"private memory per idle WebSocket, {IDLE_SECURE:,} of them, one message each",
+        "ws-memory",
+        idle=IDLE_SECURE,
+        message_size=256,
+        only=_SECURE,
+    ),
+    _websocket(
+        "ws-memory-deflate",
+        f"private memory per idle WebSocket that compresses, {IDLE_SECURE:,} of them, one message each",
+        "ws-memory",
+        idle=IDLE_SECURE,
+        message_size=256,
+        only=(*_COMPRESSING, "hypercorn"),
+    ),
+    Workload(
+        "tls-memory",
+        f"private memory per idle TLS connection, {IDLE_SECURE:,} of them, one request each",
+        "bench.apps:hello",
+        _HELLO,
+        kind="memory",
+        speaks=_TLS_ONLY,
+        idle=IDLE_SECURE,
+        only=_SECURE,
     ),
     Workload("startup", "from exec to the first answer", "bench.apps:hello", _HELLO, kind="startup"),
     Workload(

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
+import math
 import os
+import socket
 import subprocess
 import sys
 import time
 import xml.etree.ElementTree as ET
+import zlib
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
@@ -16,7 +21,21 @@ import trio
 pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="the benchmark reads /proc")
 
 if sys.platform.startswith("linux"):
-    from bench import chart, compression, load, measure, report, servers, targets, workloads
+    from bench import (
+        chart,
+        compression,
+        h2_load,
+        load,
+        measure,
+        process,
+        report,
+        servers,
+        targets,
+        tls_load,
+        websocket_client,
+        websocket_load,
+        workloads,
+    )
     from bench.measure import Turn, TurnError
 
 _ROOT = Path(__file__).resolve().parent.parent
@@ -140,9 +159,197 @@ def test_a_server_that_cannot_start_is_reported_with_its_words_and_leaves_nothin
     cores = servers.choose_cores()
     with (
         pytest.raises(TurnError, match=r"ended with code 1 .*no such thing"),
-        servers.ServerProcess(broken, "bench.apps:hello", cores),
+        process.ServerProcess(broken, "bench.apps:hello", cores),
     ):
         pytest.fail("it must not get this far")
+
+
+# -- HTTP/2 -------------------------------------------------------------------------------------------------
+
+_H2LOAD = """
+Application protocol: h2
+finished in 2.01s, 100.50 req/s, 4.20KB/s
+requests: 201 total, 329 started, 201 done, 201 succeeded, %d failed, 0 errored, 0 timeout
+status codes: %d 2xx, 0 3xx, 0 4xx, 0 5xx
+traffic: 8.42KB (8623) total, 2.10KB (2150) headers (space savings 80.00%%), 2.75KB (2814) data
+                     min         max         mean         sd        +/- sd
+time for request:     1.14ms     12.30ms      3.50ms      1.20ms    70.00%%
+"""
+
+
+def test_what_h2load_prints_is_parsed() -> None:
+    result = h2_load.parse_h2load(_H2LOAD % (0, 201))
+    assert (result["requests"], result["good"], result["data"], result["mean_us"]) == (201, 201, 2814, 3500)
+    with pytest.raises(TurnError, match="not as expected"):
+        h2_load.parse_h2load("Application protocol: h2\n")
+
+
+def test_http_1_under_h2load_does_not_count_as_http_2() -> None:
+    with pytest.raises(TurnError, match=r"http/1\.1 instead of HTTP/2"):
+        h2_load.parse_h2load(_H2LOAD.replace("protocol: h2", "protocol: http/1.1") % (0, 201))
+
+
+@pytest.mark.parametrize(
+    ("failed", "good", "calls", "words"),
+    [
+        (0, 201, 200, "the application 200 calls"),
+        (0, 201, 330, "the application 330 calls"),
+        (3, 201, 201, "not good"),
+        (0, 200, 201, "not good"),
+    ],
+)
+def test_h2load_and_application_must_agree(failed: int, good: int, calls: int, words: str) -> None:
+    (hello,) = workloads.select(["h2-hello"])
+    h2_load.check_h2_result(h2_load.parse_h2load(_H2LOAD % (0, 201)), 329, hello)
+    with pytest.raises(TurnError, match=words):
+        h2_load.check_h2_result(h2_load.parse_h2load(_H2LOAD % (failed, good)), calls, hello)
+
+
+# -- WebSocket ----------------------------------------------------------------------------------------------
+
+
+def test_frames_are_those_of_the_standard() -> None:
+    # RFC 6455, 5.7.
+    assert websocket_client.frame(1, b"Hello") == bytes.fromhex("810548656c6c6f")
+    masked = websocket_client.frame(1, b"Hello", mask=bytes.fromhex("37fa213d"))
+    assert masked == bytes.fromhex("818537fa213d7f9f4d5158")
+    assert websocket_client.frame(2, bytes(256))[:4] == bytes.fromhex("827e0100")
+    assert websocket_client.frame(2, bytes(65536))[:10] == bytes.fromhex("827f0000000000010000")
+
+
+@pytest.mark.parametrize("size", [0, 125, 126, 65535, 65536])
+def test_the_end_of_a_frame_is_found_once_it_is_there(size: int) -> None:
+    whole = websocket_client.frame(1, bytes(size))
+    assert websocket_client.frame_end(whole) == websocket_client.frame_end(whole + b"more") == len(whole)
+    assert [end for end in range(len(whole)) if websocket_client.frame_end(whole[:end])] == []
+
+
+@pytest.mark.parametrize("size", [32, 1024])
+def test_messages_are_text_of_one_size_and_all_different(size: int) -> None:
+    script = websocket_client.write_script(size, seed=1, number=200)
+    assert {len(text) for text in script.texts} == {size}
+    assert len(set(script.texts)) == len(set(script.sent)) == 200
+    assert all(text.decode() for text in script.texts)
+    assert script.texts != websocket_client.write_script(size, seed=2, number=200).texts
+
+
+def test_compressed_messages_keep_to_the_window_that_was_agreed() -> None:
+    script = websocket_client.write_script(1024, seed=1, deflate_bits=9, number=3)
+    for sent, text in zip(script.sent, script.texts, strict=True):
+        start = 6 if sent[1] & 0x7F < 126 else 8
+        mask = sent[start - 4 : start]
+        packed = bytes(byte ^ mask[i % 4] for i, byte in enumerate(sent[start:]))
+        assert sent[0] == 0xC1
+        assert zlib.decompressobj(-9).decompress(packed + b"\0\0\xff\xff") == text
+
+
+def _member(deflate_bits: int = 0) -> tuple[websocket_client.Member, socket.socket]:
+    ours, theirs = socket.socketpair()
+    ours.setblocking(False)
+    theirs.settimeout(10)
+    return websocket_client.Member(ours, deflate_bits), theirs
+
+
+def test_an_answer_is_taken_when_all_of_it_is_there() -> None:
+    member, server = _member()
+    with member.socket, server:
+        member.expected = websocket_client.frame(1, b"hello")
+        server.sendall(member.expected[:3])
+        assert not member.take(b"hello")
+        server.sendall(member.expected[3:])
+        assert member.take(b"hello")
+        assert not member.take(b"hello"), "there is nothing"
+
+
+def test_a_ping_between_messages_is_answered() -> None:
+    member, server = _member()
+    with member.socket, server:
+        member.expected = websocket_client.frame(1, b"hello")
+        server.sendall(websocket_client.frame(9, b"are you there"))
+        assert not member.take(b"hello")
+        server.sendall(websocket_client.frame(9, b"") + member.expected)
+        assert member.take(b"hello")
+        pongs = server.recv(4096)
+    assert pongs == websocket_client.frame(
+        10, b"are you there", mask=b"\x01\x02\x03\x04"
+    ) + websocket_client.frame(10, b"", mask=b"\x01\x02\x03\x04")
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        b"\x81\x05hallo",
+        b"\x82\x05hello",  # not text
+        b"\x81\x05hello" * 2,
+        b"\x88\x02\x03\xe8",  # a close
+        None,  # the end
+    ],
+)
+def test_any_other_answer_fails_the_turn(wrong: bytes | None) -> None:
+    member, server = _member()
+    with member.socket, server:
+        member.expected = websocket_client.frame(1, b"hello")
+        if wrong is None:
+            server.close()
+        else:
+            server.sendall(wrong)
+        with pytest.raises(TurnError):
+            member.take(b"hello")
+
+
+def test_a_compressed_answer_is_compared_by_its_text() -> None:
+    member, server = _member(deflate_bits=15)
+    packer = zlib.compressobj(6, zlib.DEFLATED, -15)
+    with member.socket, server:
+        for text in (b"hello, hello", b"hello, again"):  # the second refers to the first
+            packed = packer.compress(text) + packer.flush(zlib.Z_SYNC_FLUSH)
+            server.sendall(websocket_client.frame(1, packed[:-4], compressed=True))
+            assert member.take(text)
+        server.sendall(websocket_client.frame(1, packer.compress(b"bye") + packer.flush(zlib.Z_SYNC_FLUSH)))
+        with pytest.raises(TurnError):
+            member.take(b"hello, again")
+
+
+def _turn_of_trioserve(name: str, turn: Callable[..., Turn], **changes: object) -> dict[str, float]:
+    (workload,) = workloads.select([name])
+    workload = dataclasses.replace(workload, **changes)  # type: ignore[arg-type]
+    cores = servers.Cores(server=-1, load=-1)
+    settings = load.Settings(cores, seconds=0.2, warm_up_seconds=0.1)
+    (ours,) = (server for server in servers.SERVERS if server.name == "trioserve")
+    return turn(ours, workload, settings, 1).figures
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["ws-echo-32", "ws-echo-1k", "ws-echo-deflate"])
+def test_an_echo_is_measured(name: str) -> None:
+    found = _turn_of_trioserve(name, websocket_load.take_echo_turn, connections=4)
+    assert found["requests"] > 4
+    assert found["cpu_us"] > 0
+
+
+@pytest.mark.slow
+def test_a_broadcast_counts_every_message_that_arrived() -> None:
+    found = _turn_of_trioserve("ws-broadcast", websocket_load.take_broadcast_turn, connections=20)
+    assert found["requests"] % 20 == 0
+    assert found["per_cpu_second"] == pytest.approx(1e6 / found["cpu_us"])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("resumed", [False, True])
+def test_handshakes_are_full_or_resumed_as_was_asked(resumed: bool) -> None:
+    pytest.importorskip("trustme")
+    found = _turn_of_trioserve(
+        "tls-handshakes", tls_load.take_handshakes_turn, connections=4, resumed=resumed
+    )
+    assert found["requests"] > 4
+
+
+def test_a_workload_says_what_its_load_needs(monkeypatch: pytest.MonkeyPatch) -> None:
+    (hello, secure) = workloads.select(["hello-64", "h2-hello"])
+    monkeypatch.setattr(workloads, "find_program", lambda name: None)
+    monkeypatch.setattr(workloads, "find_module", lambda name: False)
+    assert hello.missing == []
+    assert [what.partition(" ")[0] for what in secure.missing] == ["h2load", "trustme"]
 
 
 # -- medians, ratios, targets -------------------------------------------------------------------------------
@@ -175,6 +382,14 @@ def test_targets_name_workloads_and_servers_that_exist() -> None:
         assert workloads.select([target.workload])
         assert {target.ours, target.peer} - {None} <= names
         assert target.goal <= target.least
+
+
+def test_a_target_that_is_only_written_down_is_never_missed() -> None:
+    target = targets.Target("h2-hello", 4.0, math.inf, "granian")
+    results = {"h2-hello": {"trioserve": _turns(90.0), "granian": _turns(1.0)}}
+    (verdict,) = targets.judge(results, [target])
+    assert verdict.word == "at least"
+    assert json.loads(json.dumps(verdict.as_json(), allow_nan=False))["at_least"] is None
 
 
 def test_an_unknown_workload_is_named_with_those_that_exist() -> None:
@@ -345,10 +560,10 @@ def test_a_server_that_dies_in_mid_run_is_reported_with_code_and_words() -> None
     mortal = servers.Server("mortal", (), "", lambda launch: ["-c", source, str(launch.port)])
     with (
         pytest.raises(TurnError, match=r"ended with code 9 .*out of luck"),
-        servers.ServerProcess(mortal, "bench.apps:hello", servers.choose_cores()) as process,
+        process.ServerProcess(mortal, "bench.apps:hello", servers.choose_cores()) as running,
     ):
-        pid = process.pid
-        process.fetch("GET", "/die")
+        pid = running.pid
+        running.fetch("GET", "/die")
     assert measure.process_tree(pid) == []
 
 
