@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import re
+import ssl
+import struct
 import sys
 import wave
 from collections.abc import AsyncIterator, Callable
@@ -16,7 +18,8 @@ import brotli
 import pytest
 import trio
 
-from tests.e2e.process import ServerProcess, start_process, trioserve_command
+from tests.e2e.process import ServerProcess, run_to_end, start_process, trioserve_command
+from tests.websocket_client import Closed, Refused, WebSocketClient, open_websocket
 
 FOLDER = Path(__file__).parents[1] / "examples"
 
@@ -31,8 +34,8 @@ Serve = Callable[..., AbstractAsyncContextManager[ServerProcess]]
 @pytest.fixture(params=SERVERS)
 def serve(request: Any) -> Serve:
     @asynccontextmanager
-    async def serve(name: str, **env: str) -> AsyncIterator[ServerProcess]:
-        command = [*SERVERS[request.param], "--bind", "127.0.0.1:0", f"examples.{name}:app"]
+    async def serve(name: str, *flags: str, **env: str) -> AsyncIterator[ServerProcess]:
+        command = [*SERVERS[request.param], "--bind", "127.0.0.1:0", *flags, f"examples.{name}:app"]
         async with start_process(*command, env=env) as server:
             await server.wait_running()
             yield server
@@ -207,6 +210,133 @@ async def test_downloads(serve: Serve, tmp_path: Path) -> None:
             assert (await client.get(elsewhere)).status == 404
     # What was there when it started is what is there now: the recording is made once.
     assert sorted(path.name for path in tmp_path.iterdir()) == ["grüße.txt", "tones.wav"]
+
+
+async def test_chat(serve: Serve) -> None:
+    """Without Redis, whose part `e2e/test_chat.py` has."""
+
+    def message(text: str, name: str = "Ada", key: str = "") -> str:
+        return json.dumps({"name": name, "text": text, "key": key or f"key of {text}"})
+
+    async def hear(client: WebSocketClient) -> Any:
+        """The next messages; how many are here is said in between."""
+        while "here" in (frame := json.loads(await client.receive())):
+            assert frame["here"] in (1, 2)
+        return frame
+
+    async def hear_text(client: WebSocketClient) -> tuple[str, str]:
+        (said,) = (await hear(client))["messages"]
+        return said["id"], said["text"]
+
+    async with serve("chat.app", CHAT_STORE="memory") as server:
+        page = await server.get("/")
+        assert b'<script src="chat.js" type="module"></script>' in page.body
+        assert "connect-src 'self'" in (page.header("content-security-policy") or "")
+        assert (await server.get("/chat.js")).status == 200
+
+        async with await open_websocket(server.address, "/rooms/tea") as ada:
+            assert await hear(ada) == {"ready": True}
+            await ada.send(message("one"))
+            first, text = await hear_text(ada)
+            assert text == "one"
+            async with await open_websocket(server.address, "/rooms/tea") as bob:
+                assert [said["text"] for said in (await hear(bob))["messages"]] == ["one"]
+                assert await hear(bob) == {"ready": True}
+                await bob.send(message("grüße", name="Bob"))
+                assert (await hear_text(ada))[1] == (await hear_text(bob))[1] == "grüße"
+            # Who has been away is told what he has missed, and nothing else; in another room there is nothing.
+            async with await open_websocket(server.address, f"/rooms/tea?after={first}") as bob:
+                assert [said["text"] for said in (await hear(bob))["messages"]] == ["grüße"]
+                assert await hear(bob) == {"ready": True}
+            async with await open_websocket(server.address, "/rooms/coffee?after=then") as bob:
+                assert await hear(bob) == {"ready": True}
+
+        for wrong, code in (
+            ("hello", 1007),
+            ("[" * 100_000, 1007),
+            ("7", 1007),
+            (json.dumps({"name": "Ada", "text": "hello"}), 1007),
+            (message("\ud83d"), 1007),
+            (message(" "), 1007),
+            (message("x" * 2001), 1009),
+            (message("x", name="A" * 41), 1009),
+        ):
+            async with await open_websocket(server.address, "/rooms/tea") as client:
+                await client.send(wrong)
+                with pytest.raises(Closed) as closed:
+                    while True:
+                        await client.receive()
+                assert closed.value.code == code, wrong[:80]
+
+        host = server.address.encode()
+        for target, origin in (("/rooms/Tea", host), ("/elsewhere", host), ("/rooms/tea", b"example.com")):
+            with pytest.raises(Refused, match="403"):
+                await open_websocket(server.address, target, [(b"origin", b"http://" + origin)])
+        async with await open_websocket(server.address, "/rooms/tea", [(b"origin", b"http://" + host)]):
+            pass
+
+
+async def test_ticker(serve: Serve) -> None:
+    async with serve("ticker.app") as server:
+        assert b"ticker.js" in (await server.get("/")).body
+        async with await open_websocket(server.address, "/state") as client:
+            shape = json.loads(await client.receive())
+            balls = len(shape["radii"])
+
+            async def frame() -> tuple[int, ...]:
+                return struct.unpack(f"!IH{2 * balls}H", await client.receive())  # type: ignore[arg-type]
+
+            frames = [await frame() for _ in range(10)]
+            assert [number for number, *_ in frames] == list(range(1, 11))
+            assert len({tuple(places) for _, _, *places in frames}) == 10  # it moves
+            # No more than ten are sent ahead of what is drawn; the next is then the newest, not the eleventh.
+            with trio.move_on_after(0.5):
+                raise AssertionError(await frame())
+            await client.send(json.dumps({"drawn": 1}))
+            skipping = await frame()
+            assert skipping[0] > 15
+            assert skipping[1] == 1
+            await client.send(json.dumps({"drawn": 2**64, "poke": [0.5, 7]}))
+            assert (await frame())[0] > skipping[0]
+            for wrong in ("hello", "[" * 100_000, "7", '{"drawn": 1e999}', '{"poke": [1]}'):
+                async with await open_websocket(server.address, "/state") as other:
+                    await other.send(wrong)
+                    with pytest.raises(Closed, match="1007 not a message"):
+                        while True:
+                            await other.receive()
+        with pytest.raises(Refused, match="403"):
+            await open_websocket(server.address, "/")
+
+
+async def test_https(serve: Serve, tmp_path: Path) -> None:
+    pytest.importorskip("trustme")
+    maker = await run_to_end(sys.executable, "-W", "error", "-m", "examples.https", str(tmp_path / "new"))
+    assert maker.returncode == 0, maker.stderr.text
+    files = {path.name: path for path in (tmp_path / "new").iterdir()}
+    assert set(files) == {"ca.pem", "server.pem", "server.key", "client.pem", "client.key"}
+    for name, path in files.items():
+        assert (path.stat().st_mode & 0o077 == 0) == name.endswith(".key")
+    (says,) = re.findall(r"(--certfile \S+ --keyfile \S+) examples\.https\.app:app", maker.stdout.text)
+    verify = ("--ca-certs", str(files["ca.pem"]), "--verify-mode", "CERT_OPTIONAL")
+    async with serve("https.app", *says.split(), *verify) as server:
+        tls = ssl.create_default_context(cafile=str(files["ca.pem"]))
+        for client in (None, "developer@localhost"):
+            if client is not None:
+                tls.load_cert_chain(files["client.pem"], files["client.key"])
+            stream = await trio.open_ssl_over_tcp_stream(
+                "localhost", server.port, https_compatible=True, ssl_context=tls
+            )
+            async with stream:
+                await stream.send_all(b"GET / HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n")
+                answer = b"".join([part async for part in stream])
+            said = json.loads(answer.partition(b"\r\n\r\n")[2])
+            assert (said["scheme"], said["http"]) == ("https", "1.1")
+            if b"hypercorn" in answer:
+                assert said["tls"] is None  # it does not say
+            else:
+                assert said["tls"]["version"] == "TLS 1.3"
+                assert said["tls"]["cipher_suite"].startswith("0x13")
+                assert client is said["tls"]["client"] or client in said["tls"]["client"]
 
 
 def test_each_example_is_in_the_readme_and_has_a_test() -> None:

@@ -15,7 +15,7 @@ from pathlib import Path
 from .process import ServerProcess, require_tool, run_to_end
 
 # No sandbox: it does not start as root, and in many a container. Everything it is shown is ours.
-_FLAGS = (
+FLAGS = (
     "--headless",
     "--no-sandbox",
     "--disable-gpu",
@@ -50,6 +50,6 @@ async def _browse(url: str, *flags: str, budget: int) -> ServerProcess:
     chromium = require_tool("chromium")
     with tempfile.TemporaryDirectory(prefix="trioserve-browser-", ignore_cleanup_errors=True) as home:
         own = (f"--user-data-dir={home}/profile", f"--virtual-time-budget={budget}")
-        browser = await run_to_end(chromium, *_FLAGS, *own, *flags, url, env={"HOME": home})
+        browser = await run_to_end(chromium, *FLAGS, *own, *flags, url, env={"HOME": home})
     assert browser.returncode == 0, f"chromium ended with {browser.returncode}:\n{browser.stderr.text}"
     return browser
