@@ -77,7 +77,7 @@ HYPERCORN_FLAGS: dict[str, tuple[list[str], str, Any]] = {
     "--ca-certs": (["x"], "ca_certs", "refused"),
     "--certfile": (["x"], "certfile", "refused"),
     "--cert-reqs": (["2"], "cert_reqs", "refused"),
-    "--ciphers": (["x"], "ciphers", "refused"),
+    "--ciphers": (["x"], "ciphers", "x"),
     "-D": ([], "daemon", True),
     "--daemon": ([], "daemon", True),
     "--debug": ([], "debug", True),
@@ -95,7 +95,7 @@ HYPERCORN_FLAGS: dict[str, tuple[list[str], str, Any]] = {
     "--keep-alive": (["7"], "keep_alive_timeout", 7.0),
     "--keyfile": (["x"], "keyfile", "refused"),
     "--keyfile-password": (["x"], "keyfile_password", "refused"),
-    "--insecure-bind": (["a:1"], "insecure_bind", "refused"),
+    "--insecure-bind": (["a:1"], "insecure_bind", ["a:1"]),
     "--log-config": (["json:x"], "logconfig", "json:x"),
     "--log-level": (["debug"], "loglevel", "debug"),
     "-p": (["/tmp/x"], "pid_path", "/tmp/x"),
@@ -180,7 +180,7 @@ def test_help_gives_default_unit_and_the_name_in_files(capsys: pytest.CaptureFix
     text = " ".join(capsys.readouterr().out.split())
     assert "0 closes after each response (setting keep_alive_timeout; default 5 s)" in text
     assert "(default off)" in text
-    assert "refused: TLS is not served yet" in text
+    assert "refused: HTTP/3 is not served yet" in text
     assert 'default %(h)s %(l)s %(l)s %(t)s "%(r)s"' in text
 
 

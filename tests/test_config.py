@@ -73,7 +73,9 @@ def test_our_settings_are_annotated_on_config() -> None:
     }
 
 
-@pytest.mark.parametrize("name", ["http_engine", "hub", "lifespan", "on_app_error"])
+@pytest.mark.parametrize(
+    "name", ["http2_engine", "http_engine", "hub", "lifespan", "on_app_error", "websocket_compression"]
+)
 def test_choices_are_annotated_as_they_are_declared(name: str) -> None:
     hints = typing.get_type_hints(Config)
     assert typing.get_args(hints[name]) == BY_NAME[name].kind.words  # type: ignore[attr-defined]
@@ -94,8 +96,14 @@ def test_each_default_is_accepted_by_its_own_kind(setting: Setting) -> None:
 
 
 @pytest.mark.parametrize("setting", [s for s in READABLE if s.source == "hypercorn"], ids=named)
-def test_hypercorns_defaults_are_kept_but_for_two(setting: Setting) -> None:
-    ours_differ = {"graceful_timeout": 30.0, "worker_class": "trio", "application_path": ""}
+def test_hypercorns_defaults_are_kept_but_for_a_few(setting: Setting) -> None:
+    ours_differ = {
+        "graceful_timeout": 30.0,
+        "worker_class": "trio",
+        "application_path": "",
+        "ssl_handshake_timeout": 10.0,
+        "websocket_ping_interval": 20.0,
+    }
     theirs = ours_differ.get(setting.name, getattr(HYPERCORN(), setting.name, None))
     assert setting.default == theirs
 
@@ -115,9 +123,14 @@ def test_our_defaults_are_the_designs() -> None:
         "factory": False,
         "fatal_errors": [],
         "first_byte_timeout": 10,
+        "h2_connection_window": 2**20,
+        "h2_stream_window": 2**16,
+        "h2c": False,
         "hard_exit_after": 5,
+        "http2_engine": "own",
         "http_engine": "auto",
         "hub": "auto",
+        "ktls": False,
         "lifespan": "auto",
         "linger_timeout": 2,
         "max_body_size": None,
@@ -139,7 +152,11 @@ def test_our_defaults_are_the_designs() -> None:
         "request_queue_timeout": 1,
         "request_timeout": None,
         "response_write_timeout": 30,
+        "sni_certificates": {},
         "static_mounts": [],
+        "websocket_close_timeout": 5,
+        "websocket_compression": "off",
+        "websocket_ping_timeout": 20,
         "worker_timeout": 30,
         "wsgi_threads": 40,
     }
@@ -152,7 +169,7 @@ def test_the_table_for_the_readme_has_a_row_for_each_setting() -> None:
         assert row.count("|") - row.count("\\|") == 6
         assert ("†" in row) == (setting.source == "trioserve")
     assert "| `first_byte_timeout` † | `--first-byte-timeout` | `10 s` |" in table
-    assert "refused: TLS is not served yet" in table
+    assert "refused: HTTP/3 is not served yet" in table
 
 
 # -- values -------------------------------------------------------------------------------------------------
@@ -752,27 +769,20 @@ def test_a_typical_hypercorn_file_starts_unchanged(tmp_path: Path) -> None:
         text.split(" = ")[0].rpartition(" ")[2] for level, text in config.advice() if level == logging.INFO
     }
     assert noted >= {
-        "websocket_ping_interval",
-        "h2_max_concurrent_streams",
         "max_app_queue_size",
         "debug",
         "daemon",
-        "alpn_protocols",
     }
 
 
 # -- the whole ----------------------------------------------------------------------------------------------
 
 REFUSED: list[tuple[str, Any, str]] = [
-    ("certfile", "x", "plain HTTP where TLS was asked for would be a hole"),
-    ("keyfile", "x", "TLS is not served yet"),
-    ("ca_certs", "x", "TLS is not served yet"),
-    ("ciphers", "x", "TLS is not served yet"),
-    ("verify_mode", "CERT_REQUIRED", "TLS is not served yet"),
-    ("verify_mode", "CERT_NONE", "TLS is not served yet"),
-    ("verify_flags", "VERIFY_X509_STRICT", "TLS is not served yet"),
-    ("ssl_handshake_timeout", 10, "TLS is not served yet"),
-    ("insecure_bind", "a:1", "TLS is not served yet"),
+    ("keyfile", "x", "TLS needs certfile, too"),
+    ("ca_certs", "x", "TLS needs certfile, too"),
+    ("verify_mode", "CERT_REQUIRED", "TLS needs certfile, too"),
+    ("verify_flags", "VERIFY_X509_STRICT", "TLS needs certfile, too"),
+    ("sni_certificates", {"a.example": "x"}, "TLS needs certfile, too"),
     ("quic_bind", "a:1", "HTTP/3 is not served yet"),
 ]
 
@@ -787,7 +797,7 @@ def test_what_is_not_served_is_refused_by_name_with_the_reason(name: str, value:
 
 
 def test_all_problems_are_listed_at_once() -> None:
-    config = Config.from_mapping(keyfile="x", certfile="x")
+    config = Config.from_mapping(keyfile="x", ca_certs="x")
     with pytest.raises(ConfigError) as caught:
         config.validate()
     assert len(str(caught.value).splitlines()) == 2
@@ -908,7 +918,11 @@ def test_h11s_limit_becomes_the_heads_unless_that_is_given() -> None:
         ({"request_queue_size": 5}, "request_queue_size has no effect without max_concurrent_requests"),
         ({"request_queue_timeout": 5}, "request_queue_timeout has no effect without"),
         ({"logconfig": "x.ini", "logconfig_dict": {}}, "logconfig_dict is ignored"),
-        ({"websocket_max_message_size": 5}, "has no effect: WebSocket is not served yet"),
+        (
+            {"websocket_ping_interval": "off", "websocket_ping_timeout": 5},
+            "websocket_ping_timeout has no effect without websocket_ping_interval",
+        ),
+        ({"max_app_queue_size": 5}, "max_app_queue_size = 5 (int) has no effect: the app is never more than"),
     ],
 )
 def test_what_does_nothing_is_said(values: dict[str, Any], text: str) -> None:

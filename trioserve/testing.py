@@ -4,19 +4,27 @@
         async with server.connect() as client:
             response = await client.get("/")
 
+With `serving(app, tls=True)` the same over TLS, with a certificate of its own (by trustme, which must be installed).
+
 Real sockets on loopback, the real server, no mocks. With `trio.testing.MockClock` use an `autojump_threshold` of
 some 10 ms: bytes in flight between two sockets are no reason for trio to wait, so a threshold of 0 jumps over them.
 """
 
 from __future__ import annotations
 
+import atexit
+import functools
 import gc
 import logging
+import shutil
 import socket
+import ssl
 import struct
+import tempfile
 import threading
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager, suppress
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
@@ -26,10 +34,23 @@ import trio
 
 from trioserve.asgi.load import detect_mode, wrap_app
 from trioserve.config import Config
+from trioserve.net.tls import is_reset
 from trioserve.structure.boundary import Fault
 from trioserve.worker.worker import Worker, serve_worker
 
-__all__ = ["RawClient", "Response", "TestServer", "connect", "no_leaks", "serving"]
+__all__ = [
+    "DevelopmentCertificate",
+    "Mode",
+    "RawClient",
+    "Response",
+    "TestServer",
+    "connect",
+    "development_certificate",
+    "mode",
+    "no_leaks",
+    "serving",
+    "tls_client",
+]
 
 Headers = Sequence[tuple[bytes | str, bytes | str]]
 
@@ -59,15 +80,36 @@ class Response:
 
 
 class RawClient:
-    """One connection to the server, byte by byte or request by request."""
+    """One connection to the server, byte by byte or request by request; over TLS if the socket is wrapped for it.
+
+    Entering it completes the handshake; without that, the first bytes do.
+
+    Attributes:
+        ragged: the stream has ended without close_notify.
+    """
 
     def __init__(self, sock: socket.socket) -> None:
         self.sock = sock
         self.received = b""
+        self.ragged = False
         self._methods: list[str] = []
 
     async def __aenter__(self) -> Self:
+        try:
+            await self.handshake()
+        except BaseException:
+            self.close()
+            raise
         return self
+
+    async def handshake(self) -> None:
+        """Agree on keys, if that is still to be done."""
+        while isinstance(self.sock, ssl.SSLSocket):
+            try:
+                self.sock.do_handshake()
+                return
+            except (ssl.SSLWantReadError, ssl.SSLWantWriteError) as error:
+                await _wait_for(self.sock, error)
 
     async def __aexit__(self, *_exc: object) -> None:
         self.close()
@@ -77,17 +119,24 @@ class RawClient:
         view = memoryview(data)
         while view:
             try:
-                view = view[self.sock.send(view) :]
-            except BlockingIOError:
-                await trio.lowlevel.wait_writable(self.sock)
+                # A record at a time: of a longer write that blocks nobody could tell how much has gone.
+                view = view[self.sock.send(view[:16384]) :]
+            except (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError) as error:
+                await _wait_for(self.sock, error, trio.lowlevel.wait_writable)
 
     async def receive(self, size: int = 65536) -> bytes:
         """Receive some bytes; `b""` at the end of the stream. A reset raises `ConnectionResetError`."""
         while True:
             try:
                 return self.sock.recv(size)
-            except BlockingIOError:
-                await trio.lowlevel.wait_readable(self.sock)
+            except (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError) as error:
+                await _wait_for(self.sock, error)
+            except ssl.SSLEOFError as error:
+                # At a FIN OpenSSL sends an alert, to which the answer may be an RST by now.
+                if error.reason != "UNEXPECTED_EOF_WHILE_READING" and is_reset(self.sock):
+                    raise ConnectionResetError from None
+                self.ragged = True
+                return b""
 
     async def receive_all(self) -> bytes:
         """Everything up to the end of the stream, or to a reset."""
@@ -166,18 +215,55 @@ class RawClient:
 
     def send_eof(self) -> None:
         """Half-close: FIN, while we go on reading."""
-        self.sock.shutdown(socket.SHUT_WR)
+        # Not the wrapped socket's own method, which would forget its TLS.
+        socket.socket.shutdown(self.sock, socket.SHUT_WR)
 
     def reset(self) -> None:
         """Close with RST."""
-        self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-        self.close()
+        if self.sock.fileno() >= 0:
+            self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            trio.lowlevel.notify_closing(self.sock)
+            self.sock.close()
 
     def close(self) -> None:
         """Close as a client that is done does; a task that waits in here gets `ClosedResourceError`."""
         if self.sock.fileno() >= 0:
             trio.lowlevel.notify_closing(self.sock)
+            if isinstance(self.sock, ssl.SSLSocket):
+                # close_notify; and what has come unread is read, since closing would answer it with a reset.
+                with suppress(OSError, ValueError):
+                    self.sock.unwrap()
             self.sock.close()
+
+
+async def _wait_for(
+    sock: socket.socket,
+    error: Exception,
+    otherwise: Callable[[socket.socket], Awaitable[None]] = trio.lowlevel.wait_readable,
+) -> None:
+    """Wait for what an operation that would have blocked needs."""
+    if isinstance(error, ssl.SSLWantReadError):
+        await trio.lowlevel.wait_readable(sock)
+    elif isinstance(error, ssl.SSLWantWriteError):
+        await trio.lowlevel.wait_writable(sock)
+    else:
+        await otherwise(sock)
+
+
+@dataclass(frozen=True)
+class Mode:
+    """What carries the requests of a test: how its server is set up, and how its clients speak.
+
+    Attributes:
+        settings: for the Config, unless the test says otherwise. client: what to make of a connected socket.
+    """
+
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    client: Callable[[socket.socket], RawClient] = RawClient
+
+
+#: The mode of every `serving`. A fixture that sets another one runs the same tests over TLS, or over HTTP/2.
+mode: ContextVar[Mode] = ContextVar("mode", default=Mode())  # noqa: B039  (it is frozen)
 
 
 def encode_request(
@@ -194,13 +280,18 @@ def encode_request(
     return head + b"".join(b"%b: %b\r\n" % pair for pair in fields) + b"\r\n" + (body or b"")
 
 
-def connect(address: str, *, receive_buffer: int | None = None) -> RawClient:
-    """A connection to `http://host:port`, `host:port` or `unix:path`."""
+def connect(
+    address: str,
+    *,
+    receive_buffer: int | None = None,
+    client: Callable[[socket.socket], RawClient] = RawClient,
+) -> RawClient:
+    """A connection to `http://host:port`, `https://host:port`, `host:port` or `unix:path`; `client` speaks on it."""
     if address.startswith("unix:"):
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         place: Any = address.removeprefix("unix:")
     else:
-        host, _, port = address.removeprefix("http://").rpartition(":")
+        host, _, port = address.rpartition("//")[2].rpartition(":")
         host = host.strip("[]")
         sock = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_STREAM)
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -214,7 +305,68 @@ def connect(address: str, *, receive_buffer: int | None = None) -> RawClient:
         sock.close()
         raise
     sock.setblocking(False)
-    return RawClient(sock)
+    return client(sock)
+
+
+@dataclass(frozen=True, slots=True)
+class DevelopmentCertificate:
+    """A certificate for localhost and the loopback addresses, and who believes it. All are paths of PEM files.
+
+    Attributes:
+        certfile, keyfile: for the settings of these names.
+        authority: the certificate of who signed it, for clients.
+        client: certificate and key of a client, in one file; `authority` is the `ca_certs` for it.
+    """
+
+    certfile: str
+    keyfile: str
+    authority: str
+    client: str
+
+    def client_context(self, *, with_certificate: bool = False) -> ssl.SSLContext:
+        """A context for clients, which believes this authority and nobody else."""
+        context = ssl.create_default_context(cafile=self.authority)
+        if with_certificate:
+            context.load_cert_chain(self.client)
+        return context
+
+
+@functools.cache
+def development_certificate() -> DevelopmentCertificate:
+    """The certificate of this process, made by trustme when it is first asked for; gone with the process."""
+    import trustme  # only who tests TLS needs it
+
+    directory = Path(tempfile.mkdtemp(prefix="trioserve-certificate-"))
+    atexit.register(shutil.rmtree, directory, ignore_errors=True)
+    made = DevelopmentCertificate(
+        *(str(directory / name) for name in ("cert.pem", "key.pem", "authority.pem", "client.pem"))
+    )
+    authority = trustme.CA()
+    server = authority.issue_cert("localhost", "127.0.0.1", "::1")
+    client = authority.issue_cert("client@example.org", common_name="client")
+    for pem in server.cert_chain_pems:
+        pem.write_to_path(made.certfile, append=True)
+    server.private_key_pem.write_to_path(made.keyfile)
+    authority.cert_pem.write_to_path(made.authority)
+    client.private_key_and_cert_chain_pem.write_to_path(made.client)
+    return made
+
+
+def tls_client(
+    context: ssl.SSLContext,
+    server_name: str = "localhost",
+    client: Callable[[socket.socket], RawClient] = RawClient,
+) -> Callable[[socket.socket], RawClient]:
+    """What to make of a connected socket to speak TLS on it, for `connect` and `Mode`."""
+
+    def wrap(sock: socket.socket) -> RawClient:
+        return client(
+            context.wrap_socket(
+                sock, server_hostname=server_name, do_handshake_on_connect=False, suppress_ragged_eofs=False
+            )
+        )
+
+    return wrap
 
 
 class TestServer:
@@ -223,13 +375,17 @@ class TestServer:
     Attributes:
         worker: the real worker, for its drain, counters and boundary.
         addresses: as given to `task_status.started()`.
+        client: what `connect` makes of a connected socket.
     """
 
     __test__ = False  # pytest: this is no test class
 
-    def __init__(self, worker: Worker, addresses: list[str]) -> None:
+    def __init__(
+        self, worker: Worker, addresses: list[str], client: Callable[[socket.socket], RawClient] = RawClient
+    ) -> None:
         self.worker = worker
         self.addresses = addresses
+        self.client = client
 
     @property
     def port(self) -> int:
@@ -243,6 +399,10 @@ class TestServer:
 
     def connect(self, *, receive_buffer: int | None = None) -> RawClient:
         """A new connection; `receive_buffer` bytes make a client that is slow to take data."""
+        return connect(self.addresses[0], receive_buffer=receive_buffer, client=self.client)
+
+    def connect_plainly(self, *, receive_buffer: int | None = None) -> RawClient:
+        """A new connection without TLS, whatever the server expects."""
         return connect(self.addresses[0], receive_buffer=receive_buffer)
 
     async def get(self, target: str = "/", headers: Headers = ()) -> Response:
@@ -258,8 +418,13 @@ class TestServer:
 
 
 @asynccontextmanager
-async def serving(app: Any, config: Config | None = None, **settings: Any) -> AsyncIterator[TestServer]:
+async def serving(
+    app: Any, config: Config | None = None, *, tls: bool | ssl.SSLContext = False, **settings: Any
+) -> AsyncIterator[TestServer]:
     """Serve `app` on a free port of 127.0.0.1 while the block runs, then drain; `settings` go to the Config.
+
+    With `tls` the server has `development_certificate()`, unless the settings name another one, and `server.connect()`
+    speaks TLS, by a context of one's own if that is what is given.
 
     A worker that the app's faults have ended does not raise here: look at `server.failure`. Leaving the block asserts
     that the worker has kept no connection, no deadline and no request in flight.
@@ -270,8 +435,14 @@ async def serving(app: Any, config: Config | None = None, **settings: Any) -> As
         config.errorlog = logging.getLogger("trioserve.tests")
         config.graceful_timeout = 1.0
         config.startup_timeout = config.shutdown_timeout = 5.0
-    for name, value in settings.items():
+    for name, value in {**mode.get().settings, **settings}.items():
         setattr(config, name, value)
+    client = mode.get().client
+    if tls:
+        made = development_certificate()
+        if config.certfile is None:
+            config.certfile, config.keyfile = made.certfile, made.keyfile
+        client = tls_client(tls if isinstance(tls, ssl.SSLContext) else made.client_context(), client=client)
     config.validate()
     workers: list[Worker] = []
 
@@ -281,7 +452,7 @@ async def serving(app: Any, config: Config | None = None, **settings: Any) -> As
 
     async with trio.open_nursery() as nursery:
         addresses = await nursery.start(serve)
-        yield TestServer(workers[0], addresses)
+        yield TestServer(workers[0], addresses, client)
         workers[0].drain.begin("the test is over")
     context = workers[0].context
     assert not context.connections, f"connections left: {context.connections}"

@@ -35,7 +35,7 @@ from trioserve.errors import (
     WrongContentLength,
 )
 from trioserve.net.transport import Transport
-from trioserve.structure.context import ConnectionContext, Message
+from trioserve.structure.context import Message, Served
 
 # A sender whose writes never block gives way to the other connections this often (seconds).
 _FAIRNESS_INTERVAL = 0.002
@@ -72,7 +72,7 @@ class Exchange:
     """The two callables of one request, and their state.
 
     Attributes:
-        connection: the connection it runs on.
+        connection: the connection, or the stream, that it runs on.
         state: the response's `ResponseState`.
         status: as sent by the app, or by us on its behalf; None before.
         head_at: when the head was written (trio's clock), None before.
@@ -84,7 +84,7 @@ class Exchange:
     """
 
     # An exchange is made for every request: what nearly always keeps its first value stands on the class.
-    connection: ConnectionContext
+    connection: Served
     transport: Transport
     state: ResponseState
     status: int | None = None
@@ -102,6 +102,9 @@ class Exchange:
     def outlasts(self, _phase: str) -> bool:
         """No phase of a request is entered anew by itself."""
         return False
+
+    def note_drain(self) -> None:
+        """A drain has begun: a request is answered all the same."""
 
     # -- what the app awaits ---------------------------------------------------------------------------------
 
@@ -303,7 +306,7 @@ class Exchange:
                 await trio.lowlevel.checkpoint()
 
     def _check_connected(self) -> None:
-        broken = self.connection.transport.broken
+        broken = self.transport.broken
         if broken is not None:
             self.raise_disconnected(broken)
 

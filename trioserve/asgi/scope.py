@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from urllib.parse import unquote
 
-from trioserve.structure.context import ConnectionContext, Scope
+from trioserve.structure.context import Scope, Served
 
 
 def http_scope(
-    connection: ConnectionContext,
+    connection: Served,
     method: str,
     target: bytes,
     http_version: str,
@@ -18,7 +18,7 @@ def http_scope(
     """Build the scope for one request.
 
     Args:
-        connection: where it came from.
+        connection: where it came from, or the stream of one.
         method: upper-case request method.
         target: path and query in origin-form, or `*`; already checked to be printable ASCII.
         http_version: "1.0", "1.1" or "2".
@@ -29,6 +29,8 @@ def http_scope(
     Dictionaries are fresh for each request, since apps and middleware write to them.
     """
     worker = connection.worker
+    if connection.tls is not None:
+        extensions["tls"] = connection.tls.extension()
     raw_path, _, query = target.partition(b"?")
     path = raw_path.decode("ascii")
     if "%" in path:
@@ -49,3 +51,16 @@ def http_scope(
         "state": worker.state.copy(),
         "extensions": extensions,
     }
+
+
+def websocket_scope(scope: Scope, subprotocols: list[str]) -> Scope:
+    """Make the http scope of a request into that of the WebSocket which it would open; it is changed in place."""
+    tls = scope["extensions"].get("tls")
+    del scope["method"]
+    scope["type"] = "websocket"
+    scope["scheme"] = "wss" if scope["scheme"] == "https" else "ws"
+    scope["subprotocols"] = subprotocols
+    scope["extensions"] = {"websocket.http.response": {}}
+    if tls is not None:
+        scope["extensions"]["tls"] = tls
+    return scope

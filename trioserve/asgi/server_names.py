@@ -21,7 +21,8 @@ def serve_only(app: ASGIApp, server_names: Iterable[str]) -> ASGIApp:
             await app(scope, receive, send)
             return
         fields = [(b"content-length", b"0"), (b"connection", b"close")]
-        await send({"type": "http.response.start", "status": 404, "headers": fields})
-        await send({"type": "http.response.body", "body": b""})
+        event = "websocket.http.response" if scope["type"] == "websocket" else "http.response"
+        await send({"type": f"{event}.start", "status": 404, "headers": fields})
+        await send({"type": f"{event}.body", "body": b""})
 
     return check_host

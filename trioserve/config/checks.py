@@ -16,6 +16,7 @@ from trioserve.config.provenance import Origin
 from trioserve.config.settings import BY_NAME, SETTINGS
 from trioserve.config.settings_server import CAN_SUPERVISE
 from trioserve.config.text_values import import_named
+from trioserve.config.tls_context import find_tls_problems, find_tls_remarks
 from trioserve.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -35,6 +36,8 @@ def warning(text: str) -> Advice:
 def find_problems(config: Config, *, library: bool) -> list[str]:
     """Everything that makes this configuration impossible to serve, one line each."""
     problems = [*_wrong_values(config), *_refused(config, library=library), *_contradictions(config)]
+    if not problems:
+        problems += find_tls_problems(config)
     return problems if library else [*problems, *_is_reloadable(config)]
 
 
@@ -124,6 +127,9 @@ def find_advice(config: Config, *, library: bool) -> list[Advice]:
     """What is accepted but does not do what one might think."""
     found = [(logging.INFO, text) for text in _without_effect(config)]
     found += [warning(text) for text in _surprises(config, library=library)]
+    found += [
+        (logging.ERROR if severe else logging.WARNING, text) for severe, text in find_tls_remarks(config)
+    ]
     return found if library else [*found, *_develops(config)]
 
 
@@ -137,6 +143,9 @@ def _without_effect(config: Config) -> Iterator[str]:
         for name in ("request_queue_size", "request_queue_timeout"):
             if getattr(config, name) != BY_NAME[name].default:
                 yield f"{config.source_of(name).place(name)} has no effect without max_concurrent_requests"
+    timeout = "websocket_ping_timeout"
+    if config.websocket_ping_interval is None and config.websocket_ping_timeout != BY_NAME[timeout].default:
+        yield f"{config.source_of(timeout).place(timeout)} has no effect without websocket_ping_interval"
     head = config.source_of("max_head_size")
     if head.origin is Origin.DERIVED:
         yield f"max_head_size is {config.max_head_size}, taken from {head.detail}"

@@ -8,6 +8,7 @@ things not served yet) is for `validate()`, which `serve()` and the command call
 from __future__ import annotations
 
 import os
+import ssl
 from collections.abc import Mapping
 from typing import Any, Literal, Self
 
@@ -16,7 +17,7 @@ import hypercorn.config
 from trioserve.config import checks, files
 from trioserve.config.provenance import CODE, DEFAULT, Origin, Source
 from trioserve.config.settings import BY_NAME, SETTINGS, did_you_mean
-from trioserve.config.text_values import TextList
+from trioserve.config.tls_context import CertificateFiles, create_context, default_files, speaks_tls
 from trioserve.errors import ConfigError
 
 # Methods that a subclass of hypercorn's Config may have changed, and that nobody would call on the copy.
@@ -42,9 +43,14 @@ class Config(hypercorn.config.Config):
     factory: bool
     fatal_errors: list[str | type[BaseException]]
     first_byte_timeout: float | None
+    h2_connection_window: int
+    h2_stream_window: int
+    h2c: bool
     hard_exit_after: float | None
+    http2_engine: Literal["own", "h2"]
     http_engine: Literal["auto", "httptools", "h11"]
     hub: Literal["auto", "epoll", "portable"]
+    ktls: bool
     lifespan: Literal["auto", "on", "off"]
     linger_timeout: float
     max_body_size: int | None
@@ -66,7 +72,11 @@ class Config(hypercorn.config.Config):
     request_queue_timeout: float
     request_timeout: float | None
     response_write_timeout: float | None
+    sni_certificates: dict[str, CertificateFiles]
     static_mounts: list[str]
+    websocket_close_timeout: float
+    websocket_compression: Literal["off", "on", "contextless"]
+    websocket_ping_timeout: float | None
     worker_timeout: float | None
     wsgi_threads: int
 
@@ -77,7 +87,7 @@ class Config(hypercorn.config.Config):
     def __init__(self) -> None:
         self._sources, self._advice = {}, []
         for setting in SETTINGS:
-            if isinstance(setting.kind, TextList):
+            if isinstance(setting.default, list | dict):
                 object.__setattr__(self, setting.name, setting.fresh_default())
         for name, value, owner in _class_attributes(type(self)):
             self.assign(name, value, Source(Origin.CODE, f"class {owner.__qualname__}"))
@@ -255,6 +265,23 @@ class Config(hypercorn.config.Config):
     def advice(self, *, library: bool = False) -> list[checks.Advice]:
         """What the operator should know though it is no error: (logging level, text), for the error log."""
         return self._advice + checks.find_advice(self, library=library)
+
+    # -- TLS ---------------------------------------------------------------------------------------------
+
+    @property
+    def ssl_enabled(self) -> bool:
+        """`bind` is served with TLS: there is a `certfile`, which may have the key in it."""
+        return speaks_tls(self)
+
+    def create_ssl_context(self) -> ssl.SSLContext | None:
+        """The context for all whom `sni_certificates` has none for; None without TLS.
+
+        hypercorn's, but Python's hardened options are kept. A subclass may change what it makes: call this first.
+
+        Raises:
+            ConfigError: a file cannot be used; says which and why.
+        """
+        return create_context(self, default_files(self)) if self.ssl_enabled else None
 
     def response_headers(self, protocol: str) -> list[tuple[bytes, bytes]]:
         """Date, Server and Alt-Svc as the settings ask for; `Server` says trioserve."""

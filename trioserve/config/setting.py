@@ -6,6 +6,7 @@ loaders and the README's table, so that a setting is written down once.
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,7 +14,6 @@ from typing import Any
 
 import hypercorn.config
 
-from trioserve.config.text_values import TextList
 from trioserve.config.values import Kind
 
 ENVIRONMENT_PREFIX = "TRIOSERVE_"
@@ -68,8 +68,8 @@ class Setting:
         return long[0] if long else self.name
 
     def fresh_default(self) -> Any:
-        """The default, a list of its own for each caller."""
-        return list(self.default) if isinstance(self.kind, TextList) else self.default
+        """The default, a list or table of its own for each caller."""
+        return copy.copy(self.default)
 
     def is_refused(self, value: Any) -> bool:
         """Whether this value asks for something that is not served."""
@@ -89,6 +89,8 @@ class Setting:
             return f"{value:g}"
         if isinstance(value, list):
             return ", ".join(map(str, value)) or "none"
+        if isinstance(value, dict) and self.kind.is_list:
+            return ", ".join(f"{name}={item}" for name, item in value.items()) or "none"
         if isinstance(value, type):
             return f"{value.__module__}:{value.__qualname__}"
         return str(value) or "none"

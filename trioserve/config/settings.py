@@ -9,21 +9,25 @@ import difflib
 import itertools
 
 from trioserve.config.setting import ENVIRONMENT_PREFIX, Setting
-from trioserve.config.settings_http import ERRORS, HTTP, LATER, LIMITS, TIMEOUTS
-from trioserve.config.settings_server import APPLICATION, LISTENING, LOGS, PROCESSES, SHUTDOWN, TLS
+from trioserve.config.settings_http import ERRORS, HTTP, LIMITS, TIMEOUTS
+from trioserve.config.settings_http2 import HTTP2
+from trioserve.config.settings_server import APPLICATION, LISTENING, LOGS, PROCESSES, SHUTDOWN
+from trioserve.config.settings_tls import TLS
+from trioserve.config.settings_websocket import WEBSOCKET
 
 SETTINGS: tuple[Setting, ...] = (
     *APPLICATION,
     *LISTENING,
+    *TLS,
     *TIMEOUTS,
     *LIMITS,
     *HTTP,
+    *HTTP2,
+    *WEBSOCKET,
     *SHUTDOWN,
     *ERRORS,
     *LOGS,
     *PROCESSES,
-    *TLS,
-    *LATER,
 )
 
 BY_NAME: dict[str, Setting] = {setting.name: setting for setting in SETTINGS}
@@ -37,8 +41,11 @@ _ELSEWHERE = {
     "limit_concurrency": "max_concurrent_requests",
     "limit_max_requests": "max_requests",
     "log_config": "logconfig",
+    "ssl_ca_certs": "ca_certs",
     "ssl_certfile": "certfile",
+    "ssl_ciphers": "ciphers",
     "ssl_keyfile": "keyfile",
+    "ssl_keyfile_password": "keyfile_password",
     "timeout_graceful_shutdown": "graceful_timeout",
     "timeout_keep_alive": "keep_alive_timeout",
     "write_timeout": "response_write_timeout",

@@ -10,9 +10,6 @@ from trioserve.config.setting import Setting, under
 from trioserve.config.text_values import Choice, ErrorClasses, Text, TextList
 from trioserve.config.values import Rate, Seconds, Switch, Whole
 
-_NO_HTTP2 = "HTTP/2 is not served yet"
-_NO_WEBSOCKET = "WebSocket is not served yet"
-
 TIMEOUTS = under(
     "Timeouts",
     Setting(
@@ -304,58 +301,5 @@ ERRORS = under(
         help="A turn of the event loop that lasts this long ends the process with a report (exit 80); the command "
         "only",
         reason="twice gunicorn's, since all requests in flight are lost; by then most clients have gone",
-    ),
-)
-
-LATER = under(
-    "Accepted, not served yet",
-    Setting(
-        "alpn_protocols",
-        TextList("NAME"),
-        ["h2", "http/1.1"],
-        help="Protocols offered during the TLS handshake",
-        reason="hypercorn's value",
-        flags=("--alpn-protocol",),
-        without_effect="TLS is not served yet",
-    ),
-    Setting(
-        "h2_max_concurrent_streams",
-        Whole(1),
-        100,
-        help="HTTP/2: streams at once on a connection",
-        reason="hypercorn's value",
-        without_effect=_NO_HTTP2,
-    ),
-    Setting(
-        "h2_max_header_list_size",
-        Whole(1, unit="bytes"),
-        2**16,
-        help="HTTP/2: largest header list",
-        reason="hypercorn's value",
-        without_effect=_NO_HTTP2,
-    ),
-    Setting(
-        "h2_max_inbound_frame_size",
-        Whole(1, unit="bytes"),
-        2**14,
-        help="HTTP/2: largest frame taken",
-        reason="hypercorn's value, the smallest that RFC 9113 allows",
-        without_effect=_NO_HTTP2,
-    ),
-    Setting(
-        "websocket_max_message_size",
-        Whole(1, unit="bytes"),
-        16 * 1024 * 1024,
-        help="WebSocket: largest message taken",
-        reason="hypercorn's value",
-        without_effect=_NO_WEBSOCKET,
-    ),
-    Setting(
-        "websocket_ping_interval",
-        Seconds(above=True, off=True),
-        None,
-        help="WebSocket: time between pings",
-        reason="off as in hypercorn",
-        without_effect=_NO_WEBSOCKET,
     ),
 )

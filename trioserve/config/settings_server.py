@@ -1,4 +1,4 @@
-"""The settings of the process: app, sockets, workers, shutdown, logs, and the TLS that is not served yet.
+"""The settings of the process: app, sockets, workers, shutdown and logs.
 
 Each declares its default with the reason for it, or the reason for which it is refused.
 """
@@ -6,7 +6,6 @@ Each declares its default with the reason for it, or the reason for which it is 
 from __future__ import annotations
 
 import os
-import ssl
 
 import hypercorn.config
 import hypercorn.logging
@@ -16,7 +15,6 @@ from trioserve.config.text_values import (
     AutoPath,
     Binds,
     Choice,
-    EnumMember,
     HostPort,
     LoggerClass,
     LogLevel,
@@ -27,10 +25,6 @@ from trioserve.config.text_values import (
 )
 from trioserve.config.values import Account, Number, Seconds, Switch, Umask, Whole, WorkerCount
 
-_NO_TLS = (
-    "TLS is not served yet, and serving plain HTTP where TLS was asked for would be a hole: "
-    "end TLS in a proxy in front and remove this setting"
-)
 # What the supervisor is built on.
 CAN_SUPERVISE = hasattr(os, "pidfd_open") and hasattr(os, "memfd_create")
 
@@ -390,95 +384,5 @@ LOGS = under(
         "",
         help="Tags added to each metric, as name:value,name:value",
         reason="none",
-    ),
-)
-
-TLS = under(
-    "TLS (refused: not served yet)",
-    Setting(
-        "certfile",
-        Text(optional=True, metavar="PATH"),
-        None,
-        help="Certificate chain",
-        reason="not set",
-        refused=_NO_TLS,
-    ),
-    Setting(
-        "keyfile",
-        Text(optional=True, metavar="PATH"),
-        None,
-        help="Private key",
-        reason="not set",
-        refused=_NO_TLS,
-    ),
-    Setting(
-        "keyfile_password",
-        Text(optional=True),
-        None,
-        help="Password of the private key",
-        reason="not set",
-        refused=_NO_TLS,
-        secret=True,
-    ),
-    Setting(
-        "ca_certs",
-        Text(optional=True, metavar="PATH"),
-        None,
-        help="Authorities for client certificates",
-        reason="not set",
-        refused=_NO_TLS,
-    ),
-    Setting(
-        "ciphers",
-        Text(),
-        "ECDHE+AESGCM",
-        help="Ciphers up to TLS 1.2",
-        reason="hypercorn's value",
-        refused=_NO_TLS,
-    ),
-    Setting(
-        "verify_mode",
-        EnumMember(ssl.VerifyMode),
-        None,
-        help="Whether client certificates are asked for",
-        reason="not set",
-        refused=_NO_TLS,
-    ),
-    Setting(
-        "verify_flags",
-        EnumMember(ssl.VerifyFlags),
-        None,
-        help="How certificates are checked",
-        reason="not set",
-        refused=_NO_TLS,
-    ),
-    Setting(
-        "cert_reqs",
-        EnumMember(ssl.VerifyMode),
-        None,
-        help="Old spelling of verify_mode",
-        reason="not set",
-        deprecated_flags=("--cert-reqs",),
-        refused=_NO_TLS,
-        write_only=True,
-    ),
-    Setting(
-        "ssl_handshake_timeout",
-        Seconds(above=True),
-        60.0,
-        help="Longest TLS handshake",
-        reason="hypercorn's value",
-        refused=_NO_TLS,
-    ),
-    Setting(
-        "insecure_bind", Binds(), [], help="Address for plain HTTP beside TLS", reason="none", refused=_NO_TLS
-    ),
-    Setting(
-        "quic_bind",
-        Binds(),
-        [],
-        help="Address for HTTP/3",
-        reason="none",
-        refused="HTTP/3 is not served yet: remove it and offer HTTP/3 in a proxy in front",
     ),
 )

@@ -1,13 +1,14 @@
-"""Choosing the HTTP/1 engine: httptools where it is installed, h11 otherwise or where it is asked for."""
+"""Choosing the engines: for HTTP/1 httptools where it is installed, for HTTP/2 what the setting says."""
 
 from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import Literal
+from typing import Any, Literal
 
 from trioserve.errors import ConfigError
 from trioserve.http.engine import Engine
+from trioserve.http.http2_engine import Http2Engine, Http2Limits, Http2Sink
 from trioserve.structure.context import Limits
 
 
@@ -32,3 +33,33 @@ def factory(
     from trioserve.http.h11_engine import H11Engine
 
     return functools.partial(H11Engine, limits, raw_names=raw_names)
+
+
+def http2_limits(config: Any) -> Http2Limits:
+    """What an HTTP/2 connection may do, by a validated `Config`."""
+    return Http2Limits(
+        max_concurrent_streams=config.h2_max_concurrent_streams,
+        max_header_list_size=config.h2_max_header_list_size,
+        max_frame_size=config.h2_max_inbound_frame_size,
+        header_count=config.max_header_count,
+        target_size=config.max_target_size,
+        body_window=config.h2_stream_window,
+        connection_window=config.h2_connection_window,
+        reset_budget=2 * config.h2_max_concurrent_streams,
+    )
+
+
+def http2_factory(config: Any) -> Callable[[Http2Sink], Http2Engine]:
+    """A callable that makes an HTTP/2 engine for one connection; what it needs is imported with the first."""
+    limits = http2_limits(config)
+
+    def new_engine(sink: Http2Sink) -> Http2Engine:
+        if config.http2_engine == "h2":
+            from trioserve.http.h2_engine import H2Engine
+
+            return H2Engine(sink, limits)
+        from trioserve.http.frame_engine import FrameEngine
+
+        return FrameEngine(sink, limits)
+
+    return new_engine

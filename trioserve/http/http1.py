@@ -16,6 +16,7 @@ from trioserve.asgi.exchange import ResponseState
 from trioserve.errors import IncompleteResponse, RequestRefused, TaskLeak
 from trioserve.http.engine import Engine
 from trioserve.http.http1_exchange import Http1Exchange
+from trioserve.http.http1_websocket import serve_upgrade
 from trioserve.http.response import minimal_response, prepare_message
 from trioserve.net.transport import BODY_READ_SIZE
 from trioserve.observe.access_log import AccessEntry
@@ -34,6 +35,12 @@ _DISCARD_SIZE = 256 * 1024
 _LATE_STATUS = {"request_body": 408, "request": 503}
 
 _RETRY_AFTER = b"retry-after: 1\r\n"
+
+# Fields that a refusal has besides those of any. 426: RFC 9110 section 15.5.22, RFC 6455 section 4.4.
+_REFUSAL_FIELDS = {
+    426: b"upgrade: websocket\r\nconnection: upgrade\r\nsec-websocket-version: 13\r\n",
+    503: _RETRY_AFTER,
+}
 
 # What the access log calls the end of a response that was not the app's doing, by the boundary's row.
 _OUTCOMES = {"C2": "peer gone", "C4": "file error"}
@@ -153,7 +160,10 @@ class Http1:
                     except ValueError:
                         path_cell.value = raw_path[:PATH_SIZE]
                 if answer is None:
-                    await app(scope, exchange.receive, exchange.send)
+                    if engine.upgrade is None:
+                        await app(scope, exchange.receive, exchange.send)
+                    elif not await serve_upgrade(self, exchange, scope):
+                        return
                 elif exchange.state is not _NONE or not exchange.answer_at_once(answer):
                     await exchange.finish_answer(answer)
             except BaseException as raised:
@@ -314,7 +324,7 @@ class Http1:
     def end_refused(self, refusal: RequestRefused) -> None:
         """Answer a request that cannot be served."""
         self.log("refused", refusal.reason, status=refusal.status)
-        self.write_last_words(refusal.status, _RETRY_AFTER if refusal.status == 503 else b"")
+        self.write_last_words(refusal.status, _REFUSAL_FIELDS.get(refusal.status, b""))
         self.end()
 
     def end_late(self, phase: str) -> None:

@@ -16,7 +16,7 @@ from trioserve.errors import RequestRefused
 from trioserve.http.engine import Engine
 from trioserve.http.response import CONTINUE
 from trioserve.net.transport import BODY_READ_SIZE
-from trioserve.structure.context import Message
+from trioserve.structure.context import ConnectionContext, Message
 
 
 class Http1Request(Exchange):
@@ -31,6 +31,7 @@ class Http1Request(Exchange):
         admitted: it holds a place of `max_concurrent_requests`.
     """
 
+    connection: ConnectionContext
     engine: Engine
     started_at: float
     keep_alive: bool

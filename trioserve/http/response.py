@@ -31,25 +31,25 @@ BODILESS = frozenset({204, 304})
 # As numbers: looking for an int in bytes is a memchr, for a bytes object it is not.
 _CR, _LF, _NUL = b"\r\n\0"
 
-# What the head needs to know about a field, by name.
-_PLAIN = 0
-_CONTENT_LENGTH = 1
-_CONNECTION = 2
-_TRANSFER_ENCODING = 3
-_DATE = 4
-_SERVER = 5
-_REFUSED = 6
+# What the head needs to know about a field, by name; HTTP/2's heads (`http2_fields.py`) need it, too.
+PLAIN = 0
+CONTENT_LENGTH = 1
+CONNECTION = 2
+TRANSFER_ENCODING = 3
+DATE = 4
+SERVER = 5
+REFUSED = 6
 
 _SPECIAL = {
-    b"content-length": _CONTENT_LENGTH,
-    b"connection": _CONNECTION,
-    b"transfer-encoding": _TRANSFER_ENCODING,
-    b"date": _DATE,
-    b"server": _SERVER,
+    b"content-length": CONTENT_LENGTH,
+    b"connection": CONNECTION,
+    b"transfer-encoding": TRANSFER_ENCODING,
+    b"date": DATE,
+    b"server": SERVER,
     # Hop-by-hop fields are the server's to set (RFC 9110 section 7.6.1). Upgrade stays allowed: 426 needs it.
-    b"keep-alive": _REFUSED,
-    b"proxy-connection": _REFUSED,
-    b"te": _REFUSED,
+    b"keep-alive": REFUSED,
+    b"proxy-connection": REFUSED,
+    b"te": REFUSED,
 }
 
 
@@ -96,15 +96,15 @@ def check_start(status: int, fields: Sequence[tuple[bytes, bytes]]) -> tuple[byt
         except TypeError:
             line = None  # a list, or something unhashable in the pair
         if line is None:
-            name, value = field if type(field) is tuple and len(field) == 2 else _check_pair(field)
+            name, value = field if type(field) is tuple and len(field) == 2 else check_pair(field)
             # Content-Length varies, so nearly every response comes here: the common spelling without a call.
-            kind = _CONTENT_LENGTH if name == b"content-length" else _kind_of(name)
-            if kind == _PLAIN:
+            kind = CONTENT_LENGTH if name == b"content-length" else kind_of(name)
+            if kind == PLAIN:
                 line = _check_line(name, value)
-            elif kind == _CONTENT_LENGTH:
+            elif kind == CONTENT_LENGTH:
                 if length is not None:
                     raise invalid_header(name, value, "sent twice")
-                length = (_lengths.get(value) if type(value) is bytes else None) or _check_length(name, value)
+                length = (_lengths.get(value) if type(value) is bytes else None) or check_length(name, value)
                 continue  # written with the framing
             else:
                 line, flag = _note_special(kind, name, value)
@@ -120,7 +120,12 @@ def _status_line(status: Any) -> bytes:
     return b"HTTP/1.1 %d \r\n" % status
 
 
-def _check_pair(field: Any) -> tuple[Any, Any]:
+def check_pair(field: Any) -> tuple[Any, Any]:
+    """A field as name and value.
+
+    Raises:
+        InvalidResponse: it is no pair.
+    """
     if not isinstance(field, tuple | list) or len(field) != 2:
         raise InvalidResponse(f"response headers must be pairs of bytes, not {type(field).__name__}")
     return field[0], field[1]
@@ -140,7 +145,12 @@ def _check_line(name: bytes, value: Any, *, keep: bool = True) -> bytes:
     return line
 
 
-def _check_length(name: bytes, value: Any) -> int:
+def check_length(name: bytes, value: Any) -> int:
+    """The value of a Content-Length.
+
+    Raises:
+        InvalidResponse: it is no number of bytes.
+    """
     length = _lengths.get(value) if isinstance(value, bytes) else None
     if length is None:
         if not isinstance(value, bytes) or not value.isdigit() or len(value) > 18:
@@ -151,30 +161,35 @@ def _check_length(name: bytes, value: Any) -> int:
     return length
 
 
-def _kind_of(name: Any) -> int:
+def kind_of(name: Any) -> int:
+    """What a field of this name is to the head.
+
+    Raises:
+        InvalidResponse: it is no field name.
+    """
     kind = _kinds.get(name) if isinstance(name, bytes) else None
     if kind is None:
         if not isinstance(name, bytes) or not TOKEN.fullmatch(name):
             raise invalid_header(name, b"", "not a field name (RFC 9110 section 5.1)")
         if len(_kinds) >= _CACHE_MAX:
             _kinds.clear()
-        kind = _kinds[name] = _SPECIAL.get(name.lower(), _PLAIN)
+        kind = _kinds[name] = _SPECIAL.get(name.lower(), PLAIN)
     return kind
 
 
 def _note_special(kind: int, name: bytes, value: bytes) -> tuple[bytes, int]:
     """A field that is not the app's alone: its line, empty if it is not to be written, and the flag it sets."""
     line = _check_line(name, value, keep=False)  # what sets a flag must be looked at each time
-    if kind == _DATE:
+    if kind == DATE:
         return line, HAS_DATE
-    if kind == _SERVER:
+    if kind == SERVER:
         return line, HAS_SERVER
-    if kind == _CONNECTION:
+    if kind == CONNECTION:
         options = {option.strip() for option in value.lower().split(b",")}
         if not options <= {b"close", b"keep-alive", b"upgrade"}:
             raise invalid_header(name, value, "the server decides what concerns the connection")
         return line if b"upgrade" in options else b"", ASKS_CLOSE if b"close" in options else 0
-    if kind == _TRANSFER_ENCODING:
+    if kind == TRANSFER_ENCODING:
         if value.strip().lower() != b"chunked":
             raise invalid_header(name, value, "the server frames the body; leave it out")
         return b"", 0
@@ -189,8 +204,8 @@ def field_block(fields: Iterable[tuple[bytes, bytes]]) -> bytes:
     """
     parts = []
     for field in listed(fields):
-        name, value = _check_pair(field)
-        if _kind_of(name) in (_CONTENT_LENGTH, _CONNECTION, _TRANSFER_ENCODING, _REFUSED):
+        name, value = check_pair(field)
+        if kind_of(name) in (CONTENT_LENGTH, CONNECTION, TRANSFER_ENCODING, REFUSED):
             raise invalid_header(name, value, "not allowed in trailers or interim responses")
         parts.append(_check_line(name, value, keep=False))
     return b"".join(parts)
@@ -201,25 +216,33 @@ class DefaultFields:
 
     Attributes:
         both: all of them, ready to write; good until `valid_until` (trio's clock).
+        pairs: the same as names and values, for HTTP/2.
     """
 
-    __slots__ = ("_alt", "_date", "_include_date", "_server", "both", "valid_until")
+    __slots__ = ("_alt", "_date", "_fixed", "_include_date", "_server", "both", "pairs", "valid_until")
 
     def __init__(
         self, *, date: bool, server: bytes | None, others: Iterable[tuple[bytes, bytes]] = ()
     ) -> None:
         self._include_date = date
         self._server = b"server: %b\r\n" % server if server else b""
-        self._alt = b"".join(b"%b: %b\r\n" % field for field in others)
+        fixed = list(others)
+        self._alt = b"".join(b"%b: %b\r\n" % field for field in fixed)
+        self._fixed = [(b"server", server), *fixed] if server else fixed
         self._date = b""
         self.both = b""
+        self.pairs: list[tuple[bytes, bytes]] = []
         self.valid_until = -1.0
 
     def refresh(self, now: float) -> bytes:
         """Make the Date of this second; `now` is trio's clock, by which it is renewed when the second is over."""
         wall = time.time()
         if self._include_date:
-            self._date = f"date: {formatdate(int(wall), usegmt=True)}\r\n".encode("ascii")
+            date = formatdate(int(wall), usegmt=True).encode("ascii")
+            self._date = b"date: %b\r\n" % date
+            self.pairs = [(b"date", date), *self._fixed]
+        else:
+            self.pairs = self._fixed
         self.both = self._date + self._server + self._alt
         self.valid_until = now + 1.0 - wall % 1.0
         return self.both
@@ -231,6 +254,15 @@ class DefaultFields:
             return both
         date = b"" if flags & HAS_DATE else self._date
         return date + (b"" if flags & HAS_SERVER else self._server) + self._alt
+
+    def fields(self, now: float, flags: int = 0) -> list[tuple[bytes, bytes]]:
+        """As `block`, as names and values; not to be changed."""
+        if now >= self.valid_until:
+            self.refresh(now)
+        if not flags & (HAS_DATE | HAS_SERVER):
+            return self.pairs
+        left_out = (b"date" if flags & HAS_DATE else b"", b"server" if flags & HAS_SERVER else b"")
+        return [field for field in self.pairs if field[0] not in left_out]
 
 
 def check_answer(answer: Answer) -> tuple[bytes, int | None, int]:

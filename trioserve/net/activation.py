@@ -18,6 +18,9 @@ FIRST_DESCRIPTOR = 3
 # All that the protocol has ever put into an environment; nobody below us is to take it for a message to them.
 ACTIVATION_VARIABLES = ("LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES", "LISTEN_PIDFDID")
 
+# `FileDescriptorName=` of a socket unit whose sockets are what `insecure_bind` names elsewhere.
+PLAIN_NAME = "insecure"
+
 _FAMILIES = (socket.AF_INET, socket.AF_INET6, socket.AF_UNIX)
 
 
@@ -48,6 +51,15 @@ def activated_sockets(environ: MutableMapping[str, str], pid: int) -> list[Activ
     wanted = _number("LISTEN_FDS", count, "how many sockets were passed")
     names = _names(said["LISTEN_FDNAMES"], wanted)
     return adopt_sockets(range(FIRST_DESCRIPTOR, FIRST_DESCRIPTOR + wanted), names)
+
+
+def split_activated(sockets: Sequence[ActivatedSocket]) -> tuple[list[int], list[int]]:
+    """Give up the sockets for their descriptors: those for `bind`, and those that were named for plain HTTP."""
+    secure: list[int] = []
+    plain: list[int] = []
+    for sock in sockets:
+        (plain if sock.name == PLAIN_NAME else secure).append(sock.detach())
+    return secure, plain
 
 
 def adopt_sockets(descriptors: Sequence[int], names: Sequence[str]) -> list[ActivatedSocket]:

@@ -15,6 +15,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from trioserve.config import Config
 from trioserve.errors import BindError
 
 # A dead peer (power cut, cable) on an idle or receiving connection is noticed by the kernel after about 1 + 3 * 0.5
@@ -26,10 +27,18 @@ _PORT_ATTEMPTS = 8
 
 
 class Listeners:
-    """The bound sockets of one server, and the socket files that are ours to remove."""
+    """The bound sockets of one server, and the socket files that are ours to remove.
+
+    Attributes:
+        sockets: all of them.
+        secure: those that speak TLS are the others than `plain`.
+        plain: by `id`, those that speak plain HTTP although there is TLS.
+    """
 
     def __init__(self) -> None:
         self.sockets: list[socket.socket] = []
+        self.secure = False
+        self.plain: set[int] = set()
         self._files: list[tuple[Path, int, int]] = []
         self._borrowed: set[int] = set()
 
@@ -50,8 +59,19 @@ class Listeners:
                     raise BindError(f"cannot listen on {describe(sock)}: {_advice(error)}") from None
 
     def addresses(self) -> list[str]:
-        """Where the server can be reached: `http://host:port` or `unix:path`, with the real port for port 0."""
-        return [describe(sock) for sock in self.sockets]
+        """Where the server can be reached: `http(s)://host:port` or `unix:path`, with the real port for port 0."""
+        return [describe(sock, "https" if self.is_secure(sock) else "http") for sock in self.sockets]
+
+    def is_secure(self, sock: socket.socket) -> bool:
+        """Whether TLS is spoken on it."""
+        return self.secure and id(sock) not in self.plain
+
+    def add_plain(self, others: Listeners) -> None:
+        """Take over the sockets of `others`, for plain HTTP."""
+        self.plain.update(map(id, others.sockets))
+        self.sockets += others.sockets
+        self._files += others._files
+        self._borrowed |= others._borrowed
 
     def close(self) -> None:
         """Close what was opened here (given sockets stay open for their owner) and remove our socket files."""
@@ -59,6 +79,7 @@ class Listeners:
             if id(sock) not in self._borrowed:
                 sock.close()
         self.sockets.clear()
+        self.plain.clear()
         for path, device, inode in self._files:
             # Only if it is still ours: a successor may have bound the same path.
             with suppress(OSError):
@@ -118,6 +139,28 @@ def open_listeners(
     except BaseException:
         listeners.close()
         raise
+    return listeners
+
+
+def bind_config(config: Config, sockets: Iterable[socket.socket] | None = None) -> Listeners:
+    """Bind what `config` names: `bind`, or `sockets` instead of all, and where there is TLS `insecure_bind` as well.
+
+    Raises:
+        BindError: as `open_listeners`.
+    """
+    listeners = open_listeners(
+        config.bind, umask=config.umask, user=config.user, group=config.group, sockets=sockets
+    )
+    listeners.secure = config.ssl_enabled
+    if listeners.secure and sockets is None:
+        try:
+            plain = open_listeners(
+                config.insecure_bind, umask=config.umask, user=config.user, group=config.group
+            )
+        except BaseException:
+            listeners.close()
+            raise
+        listeners.add_plain(plain)
     return listeners
 
 
@@ -327,10 +370,10 @@ def _is_listening(sock: socket.socket) -> bool:
         return False  # not every system can say (macOS for unix sockets); listening twice does no harm
 
 
-def describe(sock: socket.socket) -> str:
+def describe(sock: socket.socket, scheme: str = "http") -> str:
     """`http://host:port`, with brackets round IPv6, or `unix:path`."""
     name = sock.getsockname()
     if sock.family == socket.AF_UNIX:
         return f"unix:{os.fsdecode(name)}"
     host = f"[{name[0]}]" if sock.family == socket.AF_INET6 else name[0]
-    return f"http://{host}:{name[1]}"
+    return f"{scheme}://{host}:{name[1]}"

@@ -42,12 +42,19 @@ class Watch:
         reset: both directions are dead (RST, or both sides shut down): writing is pointless.
         on_hangup: called when `hangup` or `reset` turns True: by the hub, or by whoever meets it first while reading
             or writing. It must not raise.
+        on_readable: called from the hub's task when something has arrived and no task waits to read: for a protocol
+            whose peer must be heard while the app is elsewhere. It must not raise. Only where `calls_on_writable` is
+            True.
         writing: somebody waits for room to write.
+        look_ahead: where the descriptor does not show by itself what has come (TLS): looks, and notes a hangup; True if
+            nothing is there yet. Called when something has arrived and nobody waits to read. It must not raise.
+        reads_when_writable, writes_when_readable: what one direction waits for is in the other's way (TLS): the next
+            wait of this kind, and only that, ends with the other kind of readiness.
     """
 
     __slots__ = (
-        "_on_writable", "_writer", "closed", "fd", "hangup", "hangup_waiter", "on_hangup", "readable", "reader",
-        "reset", "writing",
+        "_on_writable", "_writer", "closed", "fd", "hangup", "hangup_waiter", "look_ahead", "on_hangup", "on_readable",
+        "readable", "reader", "reads_when_writable", "reset", "writes_when_readable", "writing",
     )  # fmt: skip
 
     calls_on_writable: ClassVar[bool] = False
@@ -63,7 +70,11 @@ class Watch:
         self._writer: Task | None = None
         self.hangup_waiter: Task | None = None
         self.on_hangup: Callable[[], None] | None = None
+        self.on_readable: Callable[[], None] | None = None
         self._on_writable: Callable[[], None] | None = None
+        self.look_ahead: Callable[[], bool] | None = None
+        self.reads_when_writable = False
+        self.writes_when_readable = False
 
     @property
     def writer(self) -> Task | None:
@@ -191,7 +202,7 @@ class _Woken(outcome.Outcome[None]):
         return await agen.asend(None)
 
 
-_WOKEN = _Woken()
+WOKEN = _Woken()
 
 
 class EpollWatch(Watch):
@@ -246,6 +257,13 @@ class EpollWatch(Watch):
         if mask & _HANGUP:
             self.note_hangup(reset=bool(mask & _RESET))
         if mask & _WRITING:
+            if self.reads_when_writable:
+                self.reads_when_writable = False
+                self.readable = True
+                if self.reader is None and self.on_readable is not None:
+                    self.on_readable()
+                self.wake_reader()
+            # What `writes_when_readable` asks for comes with every arrival: the descriptor is writable then as well.
             task, callback = self.writer, self.on_writable
             self.writer = self.on_writable = None
             if task is not None:
@@ -257,7 +275,7 @@ class EpollWatch(Watch):
         if not self.closed:
             self.closed = True
             self._hub.forget(self.fd)
-            self.on_hangup = self.on_writable = None
+            self.on_hangup = self.on_readable = self.on_writable = self.look_ahead = None
             for name in ("reader", "writer", "hangup_waiter"):
                 task = getattr(self, name)
                 if task is not None:
@@ -317,7 +335,11 @@ class EpollHub:
                 task = watch.reader
                 if task is not None:
                     watch.reader = None
-                    reschedule(task, _WOKEN)
+                    reschedule(task, WOKEN)
+                elif watch.on_readable is not None:
+                    watch.on_readable()
+                elif watch.look_ahead is not None:
+                    watch.look_ahead()
             if mask != _DATA or watch.writing:
                 watch.note_rarer(mask)
 
@@ -344,29 +366,38 @@ class PortableWatch(Watch):
     async def wait_readable(self, _task: Task | None = None) -> None:
         self._check_open(self.reader, "read")
         if not self.readable:
-            await self._wait("reader", trio.lowlevel.wait_readable, "read")
+            wait = trio.lowlevel.wait_writable if self.reads_when_writable else trio.lowlevel.wait_readable
+            self.reads_when_writable = False
+            await self._wait("reader", wait, "read")
             self.readable = True
 
     async def wait_writable(self) -> None:
         self._check_open(self.writer, "write")
-        await self._wait("writer", trio.lowlevel.wait_writable, "write")
+        # For what has come there may be a task waiting already, and trio lets only one.
+        wait = _wait_a_moment if self.writes_when_readable else trio.lowlevel.wait_writable
+        self.writes_when_readable = False
+        await self._wait("writer", wait, "write")
 
     async def wait_hangup(self) -> None:
         self._check_open(self.hangup_waiter, "learn of the end of")
-        while not self.hangup:
+        while True:
+            is_empty = self._peek_nothing()
+            if self.hangup:
+                return
             # Unread data hides the FIN behind it; then only the end of the exchange ends this wait.
-            if self._peek_nothing():
-                wait: Callable[[int], Awaitable[None]] = trio.lowlevel.wait_readable
-            else:
-                wait = _wait_for_ever
+            wait: Callable[[int], Awaitable[None]] = (
+                trio.lowlevel.wait_readable if is_empty else _wait_for_ever
+            )
             if not await self._wait("hangup_waiter", wait, "learn of the end of"):
                 return
-            self._peek_nothing()
 
     def _peek_nothing(self) -> bool:
         """Look at the socket without reading: True if nothing is there yet; notes FIN and RST."""
+        if self.look_ahead is not None:
+            return self.look_ahead()
         try:
-            if self._sock.recv(1, socket.MSG_PEEK) == b"":
+            # Not the method of a socket that is wrapped for TLS, which knows no flags.
+            if socket.socket.recv(self._sock, 1, socket.MSG_PEEK) == b"":
                 self.note_hangup(reset=False)
         except BlockingIOError:
             return True
@@ -404,13 +435,17 @@ class PortableWatch(Watch):
         if not self.closed:
             self.closed = True
             self._hub.watched.discard(self)
-            self.on_hangup = None
+            self.on_hangup = self.look_ahead = None
             trio.lowlevel.notify_closing(self.fd)
             self._release("hangup_waiter")
 
 
 async def _at_once() -> None:
     """Nothing to wait for."""
+
+
+async def _wait_a_moment(_fd: int) -> None:
+    await trio.sleep(0.01)
 
 
 async def _wait_for_ever(_fd: int) -> None:

@@ -14,7 +14,6 @@ import socket
 import struct
 import sys
 import termios
-from typing import ClassVar
 
 from trioserve.net.hub import Watch
 
@@ -30,6 +29,8 @@ _CONNECTION_ERRNOS = frozenset(
         errno.EHOSTUNREACH, errno.ENETUNREACH, errno.ENETDOWN, errno.EHOSTDOWN, errno.ENETRESET, errno.ECONNREFUSED,
     }
 )  # fmt: skip
+
+_HAS_SENDFILE = hasattr(os, "sendfile")
 
 # Linux: more is about to follow, so do not send a short segment yet (send(2)).
 MSG_MORE = getattr(socket, "MSG_MORE", 0)
@@ -51,9 +52,6 @@ class Transport:
 
     __slots__ = ("_taken", "broken", "bytes_read", "bytes_written", "sock", "watch")
 
-    #: the kernel can send a file by itself (`sendfile_nowait`); otherwise its bytes must be read and written
-    sends_files: ClassVar[bool] = hasattr(os, "sendfile")
-
     def __init__(self, sock: socket.socket, watch: Watch) -> None:
         self.sock = sock
         self.watch = watch
@@ -64,6 +62,11 @@ class Transport:
 
     def __repr__(self) -> str:
         return f"<Transport {self.watch!r} in={self.bytes_read} out={self.bytes_written}>"
+
+    @property
+    def sends_files(self) -> bool:
+        """The kernel can send a file by itself (`sendfile_nowait`); otherwise its bytes must be read and written."""
+        return _HAS_SENDFILE
 
     def recv_nowait(self, size: int = READ_SIZE) -> bytes | None:
         """Read what is there: bytes, `b""` at the end of the stream (FIN or a broken connection), None if empty."""

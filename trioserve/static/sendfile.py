@@ -7,7 +7,7 @@ may be cancelled: then, and when the file turns out to be shorter than it was, t
 and the connection is not used again.
 
 Where the connection cannot take a file (`Transport.sends_files`: TLS, HTTP/2), or the file system has no sendfile,
-its bytes are read by threads, a part at a time, as fast as the peer takes them.
+its bytes are read, by threads where they are not in memory, a part at a time, as fast as the peer takes them.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ import trio
 from trioserve.asgi.file_body import FilePart
 from trioserve.errors import FileSendFailed
 from trioserve.net.transport import Transport
+from trioserve.static.open_file import read_resident
 from trioserve.static.residency import SURPRISE_SECONDS, PageCache
 
 # What one sendfile may take. Large enough that calls are few, small enough that one that meets a slow page, or a peer
@@ -164,17 +165,26 @@ class FileSender:
 
     async def _send_by_reading(self, part: FilePart, offset: int, sink: FileSink) -> None:
         end = part.offset + part.count
+        last_yield = time.monotonic()
         while offset < end:
             size = min(READ_SIZE, end - offset)
             try:
-                # Not abandoned when cancelled: the descriptor's number might be another file's by then.
-                data = await trio.to_thread.run_sync(os.pread, part.fd, size, offset, limiter=self._threads)
+                data = read_resident(part.fd, offset, size)  # what is in memory needs no thread
+                if data is None:
+                    # Not abandoned when cancelled: the descriptor's number might be another file's by then.
+                    data = await trio.to_thread.run_sync(
+                        os.pread, part.fd, size, offset, limiter=self._threads
+                    )
+                    last_yield = time.monotonic()
             except OSError as error:
                 raise _failed(f"the file cannot be read at byte {offset}", error) from error
             if not data:
                 raise _cut_short(offset, end)
             offset += len(data)
             await sink.write(data)
+            if time.monotonic() - last_yield > _FAIRNESS_INTERVAL and offset < end:
+                await trio.lowlevel.checkpoint()
+                last_yield = time.monotonic()
 
 
 def _open(path: str | bytes) -> int | OSError | ValueError:

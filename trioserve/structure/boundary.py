@@ -183,6 +183,8 @@ class Boundary:
             return "A7"
         if any(isinstance(leaf, errors.AppMisuse) for leaf in found):
             return "A5"
+        if getattr(exchange, "is_websocket", False):
+            return "W1"
         if exchange.response_complete:
             return "A3" if (exchange.status or 0) >= 500 else "A4"
         return "A2" if exchange.response_started else "A1"

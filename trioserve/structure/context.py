@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
     from trioserve.net.hub import Hub
     from trioserve.net.share_board import Share
-    from trioserve.net.tls import TlsInfo
+    from trioserve.net.tls_info import TlsInfo
     from trioserve.observe.access_log import AccessLog
     from trioserve.observe.blocking import LoopWatch
     from trioserve.observe.in_flight import InFlightTable
@@ -55,6 +55,7 @@ def seconds_or_never(value: float | None) -> float:
 class Timeouts:
     """The phases of a connection, in seconds; `inf` where a phase is off. See `Config` for defaults and reasons."""
 
+    tls_handshake: float
     first_byte: float
     request_head: float
     request_body: float
@@ -72,6 +73,7 @@ class Timeouts:
         read_cap = seconds_or_never(config.read_timeout)
         grace = config.disconnect_grace
         return cls(
+            tls_handshake=seconds_or_never(config.ssl_handshake_timeout),
             first_byte=seconds_or_never(config.first_byte_timeout),
             request_head=min(seconds_or_never(config.request_head_timeout), read_cap),
             request_body=min(seconds_or_never(config.request_body_timeout), read_cap),
@@ -117,6 +119,8 @@ class Counters:
     """
 
     connections: int = 0
+    handshakes: int = 0
+    handshakes_failed: int = 0
     requests: int = 0
     accept_pauses: int = 0
     refused: dict[str, int] = field(default_factory=dict)
@@ -131,8 +135,9 @@ class WorkerContext:
     __slots__ = (
         "access_log", "admission", "app", "base_context", "boundary", "clock", "config", "connections",
         "counters", "deadlines", "debug_extension", "development", "drain", "draining", "error_log",
-        "files", "flusher", "h2c", "hub", "ids", "in_flight_table", "limits", "loop_watch", "new_engine",
-        "new_http2_engine", "response_defaults", "room", "root_path", "share", "started_at", "state", "timeouts",
+        "files", "flusher", "h2c", "handshake_turns", "hub", "ids", "in_flight_table", "limits", "loop_watch",
+        "new_engine", "new_http2_engine", "response_defaults", "room", "root_path", "share", "started_at", "state",
+        "timeouts", "websockets",
     )  # fmt: skip
 
     def __init__(self, app: ASGIApp, config: Any, hub: Hub, error_log: logging.Logger) -> None:
@@ -149,7 +154,8 @@ class WorkerContext:
         self.in_flight_table: InFlightTable | None = None
         self.share: Share | None = None
         self.new_engine: Callable[[], Any]
-        self.new_http2_engine: Callable[[], Any]
+        self.new_http2_engine: Callable[[Any], Any]  # for a connection's `Http2`
+        self.handshake_turns: Any = None  # where TLS is spoken
         self.h2c = False  # HTTP/2 without TLS, for who begins with its preface
         self.limits = Limits.from_config(config)
         self.timeouts = Timeouts.from_config(config)
@@ -169,6 +175,7 @@ class WorkerContext:
         self.debug_extension = bool(config.debug_extension)
         self.development = False  # the client is the app's author, who may see tracebacks
         self.response_defaults: Any = None
+        self.websockets: Any = None  # what all sessions have in common, once there has been one
 
     def _note_draining(self) -> None:
         self.draining = not self.drain.delay  # otherwise `worker.py` says when
@@ -216,7 +223,7 @@ class ConnectionContext(Phased):
         exchange: HTTP/1's exchange or WebSocket session; None while there is none, and with HTTP/2.
         streams: HTTP/2's, by their number; empty with HTTP/1.
         requests: how many have come.
-        tls: what its handshake has agreed on (`net/tls.py`), None on a plain one.
+        tls: what its handshake has agreed on (`net/tls_info.py`), None on a plain one.
     """
 
     __slots__ = ("accepted_at", "requests", "streams", "task", "tls")
@@ -282,8 +289,14 @@ class ConnectionContext(Phased):
 
     def wake_for_drain(self) -> None:
         """A drain has begun: let an idle connection look at its socket a last time and close."""
+        for _, exchange in list(self.in_flight()):
+            exchange.note_drain()
         if self.idle or self.streams is not _NO_STREAMS:
             self.transport.watch.wake_reader()
+        elif self.phase == "tls_handshake":
+            # A request is about to follow, unless the client takes its time.
+            latest = self.worker.clock() + LAST_REQUEST_PATIENCE
+            self.start_phase(self.phase, min(self.deadline, latest))
 
 
 class StreamContext(Phased):

@@ -52,6 +52,10 @@ class RunningExchange(Protocol):
         """The deadline of `phase` has passed; True if that is no end: the exchange has entered another phase."""
         ...
 
+    def note_drain(self) -> None:
+        """A drain has begun: end what would not end by itself."""
+        ...
+
     def describe(self) -> dict[str, Any]:
         """Method, path without query, and the response's state, for logs and reports; no values of headers."""
         ...

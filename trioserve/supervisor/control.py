@@ -73,6 +73,10 @@ class ControlHandler(Protocol):
         """Load configuration and app again; return when the new workers serve."""
         ...
 
+    async def certificates(self) -> dict[str, Any]:
+        """Have all workers read certificates and keys again, where they are; return when they have."""
+        ...
+
     async def drain(self) -> dict[str, Any]:
         """End gently, as SIGTERM does; return once that has begun."""
         ...
@@ -328,6 +332,7 @@ _COMMANDS: dict[str, _Argument | None] = {
     "scale": _Argument("n", _is_number, "a number of workers", optional=False),
     "recycle": _Argument("worker_id", _is_number, "the number of a worker"),
     "reload": None,
+    "certificates": None,
     "drain": None,
     "stop": None,
     "crashes": _Argument("crash_id", _is_crash_id, "the id of a crash"),

@@ -86,7 +86,10 @@ class Conversation:
                 message = await self._worker.link.receive()
                 if message is None:
                     return True
-                self._note(self._worker, message)
+                if message.get("is") == "answer":
+                    self._worker.take_answer(str(message.get("to")), str(message.get("text", "")))
+                else:
+                    self._note(self._worker, message)
             if not waiting.cancelled_caught:
                 patience = self._patience()
             elif patience == _SECOND_LOOK:

@@ -131,6 +131,11 @@ _COMMANDS: tuple[tuple[str, str, _Argument | None], ...] = (
         "load app and configuration again and replace the workers in turn; the old ones go on if that fails",
         None,
     ),
+    (
+        "certificates",
+        "read certificates and keys again in the workers that run; the old ones go on if that fails",
+        None,
+    ),
     ("drain", "end gently, as SIGTERM does: accept nothing more, finish the requests under way", None),
     ("stop", "end now, as SIGQUIT does: requests under way are cancelled", None),
     ("crashes", "what has crashed, or one whole report", ("crash_id", str, True, "ID", _CRASH_ID_HELP)),

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import trio
 
 import trioserve
+from trioserve.config.tls_context import find_tls_problems
 from trioserve.supervisor.control import ControlRefused
 from trioserve.supervisor.machine import cpu_seconds, rss_bytes
 from trioserve.supervisor.worker_process import WorkerProcess, WorkerState
@@ -45,7 +46,7 @@ class Operations:
             "state": supervisor.state,
             "uptime": now - supervisor.started_at,
             "application": supervisor.application,
-            "addresses": supervisor.store.addresses(),
+            "addresses": supervisor.store.addresses(supervisor.config),
             "workers": {
                 "wanted": pool.wanted,
                 "ready": counts[WorkerState.READY],
@@ -132,6 +133,34 @@ class Operations:
         if error:
             raise ControlRefused(f"reload failed, serving on as before: {error}")
         return {"generation": self._supervisor.pool.orders.generation}
+
+    async def certificates(self) -> dict[str, Any]:
+        """Have every worker read its certificates again; nothing else of the configuration is."""
+        self._refuse_if_stopping()
+        config = self._supervisor.config
+        if not config.ssl_enabled:
+            raise ControlRefused("there is no TLS here: certfile is not set")
+        # Looked at here first, so that of many workers not some have the old ones and some the new.
+        problems = list(find_tls_problems(config))
+        if problems:
+            raise ControlRefused("serving on with the old ones: " + "\n".join(problems))
+        workers = list(self._supervisor.pool.workers.values())
+        answers: dict[int, str | None] = {}
+
+        async def ask(worker: WorkerProcess) -> None:
+            answers[worker.id] = await worker.ask("certificates")
+
+        async with trio.open_nursery() as nursery:
+            for worker in workers:
+                if worker.state is WorkerState.READY:
+                    nursery.start_soon(ask, worker)
+                elif worker.state is WorkerState.STARTING:
+                    worker.tell("certificates")  # it may have read the old ones already, and not listen yet
+        failed = {number: answer for number, answer in answers.items() if answer}
+        if failed:
+            said = "; ".join(f"worker {number}: {answer}" for number, answer in sorted(failed.items()))
+            raise ControlRefused(f"some serve on with the old ones: {said}")
+        return {"workers": sorted(number for number, answer in answers.items() if answer is not None)}
 
     async def drain(self) -> dict[str, Any]:
         """Stop accepting, finish what is under way, end."""

@@ -14,13 +14,15 @@ from pathlib import Path
 
 from trioserve.config import Config
 from trioserve.errors import BindError
+from trioserve.net.activation import ActivatedSocket, split_activated
 from trioserve.net.bind import Listeners, open_listeners
 
 # What a supervisor finds in its environment that is to take over from another one: JSON, made by `Upgrade`.
 UPGRADE_VARIABLE = "TRIOSERVE__UPGRADE"
 
-# The key of sockets that the service manager has opened.
+# The keys of sockets that the service manager has opened: for `bind`, and for what is `insecure_bind` elsewhere.
 ACTIVATED = "systemd"
+ACTIVATED_PLAIN = "systemd insecure"
 
 
 class SocketStore:
@@ -30,7 +32,7 @@ class SocketStore:
         self._opened: dict[str, Listeners] = {}
 
     def __repr__(self) -> str:
-        return f"<SocketStore {', '.join(self.addresses())}>"
+        return f"<SocketStore {', '.join(self._opened)}>"
 
     @property
     def sockets(self) -> list[socket.socket]:
@@ -41,15 +43,26 @@ class SocketStore:
         """Those that `config` binds: a worker must not hold one that is about to be closed."""
         if self.is_activated:
             return self.sockets
-        return [sock for bind in dict.fromkeys(config.bind) for sock in self._opened[bind].sockets]
+        return [sock for bind in _binds(config) for sock in self._opened[bind].sockets]
+
+    def plain_for(self, config: Config) -> list[int]:
+        """Which of `sockets_for` speak plain HTTP although there is TLS, by their place in the list."""
+        if not config.ssl_enabled:
+            return []
+        binds = list(self._opened) if self.is_activated else _binds(config)
+        plain = (ACTIVATED_PLAIN, *config.insecure_bind)
+        sockets = [bind for bind in binds for _ in self._opened[bind].sockets]
+        return [place for place, bind in enumerate(sockets) if bind in plain]
 
     @property
     def is_activated(self) -> bool:
         """The service manager has opened them, so what `bind` says does not count."""
-        return ACTIVATED in self._opened
+        return ACTIVATED in self._opened or ACTIVATED_PLAIN in self._opened
 
-    def addresses(self) -> list[str]:
-        """Where they can be reached."""
+    def addresses(self, config: Config) -> list[str]:
+        """Where they can be reached, by what `config` has spoken there."""
+        for bind, listeners in self._opened.items():
+            listeners.secure = config.ssl_enabled and bind not in (ACTIVATED_PLAIN, *config.insecure_bind)
         return [address for listeners in self._opened.values() for address in listeners.addresses()]
 
     def adopt(self, key: str, descriptors: Iterable[int]) -> None:
@@ -59,6 +72,12 @@ class SocketStore:
             listeners.add_file(Path(key[5:]))
         self._opened[key] = listeners
 
+    def adopt_activated(self, sockets: Sequence[ActivatedSocket]) -> None:
+        """Take sockets that the service manager has opened, some of them for plain HTTP."""
+        for key, descriptors in zip((ACTIVATED, ACTIVATED_PLAIN), split_activated(sockets), strict=True):
+            if descriptors:
+                self.adopt(key, descriptors)
+
     def open(self, config: Config) -> dict[str, Listeners]:
         """Open what `config` binds and is not open yet; returns what was opened, for `drop` if all comes to nothing.
 
@@ -67,7 +86,7 @@ class SocketStore:
         """
         opened: dict[str, Listeners] = {}
         try:
-            for bind in dict.fromkeys(config.bind):
+            for bind in _binds(config):
                 if bind not in self._opened:
                     opened[bind] = open_listeners(
                         [bind], umask=config.umask, user=config.user, group=config.group
@@ -86,9 +105,10 @@ class SocketStore:
             if listeners is not None:
                 listeners.close()
 
-    def drop_others(self, binds: Sequence[str]) -> None:
-        """Close what is not among `binds` any more; what the service manager has opened stays."""
-        self.drop([bind for bind in self._opened if bind not in binds and bind != ACTIVATED])
+    def drop_others(self, config: Config) -> None:
+        """Close what `config` does not bind any more; what the service manager has opened stays."""
+        kept = (*_binds(config), ACTIVATED, ACTIVATED_PLAIN)
+        self.drop([bind for bind in self._opened if bind not in kept])
 
     def close(self) -> None:
         """Close all of them and remove socket files."""
@@ -115,6 +135,12 @@ class SocketStore:
         """Take what a predecessor has handed down."""
         for bind, descriptors in numbers.items():
             self.adopt(bind, descriptors)
+
+
+def _binds(config: Config) -> list[str]:
+    """The addresses of `config`, those for plain HTTP last: they are bound only where there is TLS beside them."""
+    insecure = config.insecure_bind if config.ssl_enabled else []
+    return list(dict.fromkeys((*config.bind, *insecure)))
 
 
 def take_upgrade(environ: MutableMapping[str, str]) -> tuple[dict[str, list[int]], int] | None:

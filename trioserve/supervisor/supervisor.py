@@ -37,7 +37,7 @@ from trioserve.supervisor.reaper import become_subreaper, reap_orphans
 from trioserve.supervisor.reload import Reloader
 from trioserve.supervisor.restart_policy import GiveUp, RestartPolicy
 from trioserve.supervisor.scaling import Scaling, wanted_workers
-from trioserve.supervisor.sockets import ACTIVATED, SocketStore, take_upgrade
+from trioserve.supervisor.sockets import SocketStore, take_upgrade
 from trioserve.supervisor.upgrade import Upgrade
 from trioserve.supervisor.worker_process import Orders, packed
 from trioserve.worker.claim import activation_remarks, chooses_by_number
@@ -77,14 +77,14 @@ def _open_sockets(store: SocketStore, config: Config, inherited: dict[str, list[
     """Have the listening sockets; returns what the log should say of them."""
     if inherited is not None:
         store.take_over(inherited)
-        if ACTIVATED in inherited:
+        if store.is_activated:
             return []
     elif not chooses_by_number(config):
         # As in a worker of its own (`worker/claim.py`): what the service manager passes replaces `bind`.
         sockets = activated_sockets(os.environ, os.getpid())
         if sockets:
             remarks = activation_remarks(config, sockets)
-            store.adopt(ACTIVATED, [sock.detach() for sock in sockets])
+            store.adopt_activated(sockets)
             return remarks
     store.open(config)
     return []
@@ -210,7 +210,7 @@ class Supervisor:
         await self.pool.wait_ready()
         if self.pool.stopping:
             return
-        for address in self.store.addresses():
+        for address in self.store.addresses(self.config):
             self.log.info("Running on %s (CTRL + C to quit)", address)
         if self.state == "starting":
             self.state = "running"
@@ -373,7 +373,7 @@ class Supervisor:
             self.store.drop(opened)
             return failure
         if not self.store.is_activated:
-            self.store.drop_others(config.bind)
+            self.store.drop_others(config)
         self._apply_workers(before, config)
         return ""
 
@@ -434,6 +434,7 @@ class Supervisor:
             self.store.sockets_for(self.config),
             self.board,
             self.environment,
+            plain=self.store.plain_for(self.config),
         )
 
     async def _prepared(self, orders: Orders) -> Orders | GiveUp:

@@ -66,6 +66,8 @@ class Orders:
     sockets: Sequence[socket.socket]
     board: ShareBoard
     environment: Mapping[str, str] = field(default_factory=dict)
+    #: Which of `sockets` speak plain HTTP although there is TLS, by their place.
+    plain: Sequence[int] = ()
     #: Makes a process that has the app loaded and these descriptors, and returns its pid; None: workers are exec'd.
     fork: Callable[[Sequence[int]], int] | None = None
 
@@ -104,6 +106,7 @@ class WorkerProcess:
         self.statistics: dict[str, Any] = {}
         self.own_report: dict[str, Any] | None = None
         self.gone = trio.Event()
+        self._answers: dict[str, tuple[trio.Event, list[str]]] = {}
         with ExitStack() as kept:
             self._table = InFlightTable.create()
             kept.callback(self._table.close)
@@ -158,6 +161,7 @@ class WorkerProcess:
                 "application": orders.application,
                 "settings": packed(orders.config),
                 "listeners": len(orders.sockets),
+                "plain": list(orders.plain),
                 "worker": self.id,
                 "place": self.place,
                 "generation": self.generation,
@@ -173,6 +177,21 @@ class WorkerProcess:
             return self.link.send_nowait({"do": order, **details})
         except (OSError, trio.ClosedResourceError):
             return False
+
+    async def ask(self, order: str) -> str | None:
+        """Give an order and return what the worker has to say about it; None if it is gone before it says anything."""
+        answered, answer = self._answers.setdefault(order, (trio.Event(), []))
+        if not self.tell(order):
+            del self._answers[order]
+            return None
+        await answered.wait()
+        return answer[0] if answer else None
+
+    def take_answer(self, order: str, answer: str) -> None:
+        """It has done what it was asked to, or could not."""
+        answered, answers = self._answers.pop(order, (trio.Event(), []))
+        answers.append(answer)
+        answered.set()
 
     def drain(self, reason: str) -> None:
         """Have it finish what it has and exit; one that still starts has nothing to finish."""
@@ -234,6 +253,8 @@ class WorkerProcess:
         self.link.close()
         self._kept.close()
         self.gone.set()
+        for answered, _ in self._answers.values():
+            answered.set()
 
 
 def start_worker(number: int, place: int, orders: Orders, now: float) -> WorkerProcess:

@@ -81,6 +81,7 @@ def serve_orders(
     supervised = Supervised(
         link=ParentLink(link, config),
         sockets=[socket.socket(fileno=number) for number in inherited.listeners],
+        plain=orders["plain"],
         in_flight=InFlightTable.attach(inherited.table),
         share=Share(ShareBoard(inherited.board), orders["place"]),
         last_words=inherited.stacks,

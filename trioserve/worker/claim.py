@@ -17,8 +17,14 @@ from dataclasses import dataclass, field
 
 from trioserve.config import Config
 from trioserve.config.provenance import Origin
-from trioserve.net.activation import ACTIVATION_VARIABLES, ActivatedSocket, activated_sockets
-from trioserve.net.bind import Listeners, describe, open_listeners
+from trioserve.net.activation import (
+    ACTIVATION_VARIABLES,
+    PLAIN_NAME,
+    ActivatedSocket,
+    activated_sockets,
+    split_activated,
+)
+from trioserve.net.bind import Listeners, bind_config, describe, open_listeners
 from trioserve.observe.notify import NOTIFY_VARIABLES, Notifier
 from trioserve.observe.privileges import drop_privileges
 
@@ -72,24 +78,30 @@ def open_process_sockets(
     """
     activated = [] if chooses_by_number(config) else activated_sockets(environ, os.getpid())
     if not activated:
-        opened = open_listeners(config.bind, umask=config.umask, user=config.user, group=config.group)
-        return opened, []
+        return bind_config(config), []
     remarks = activation_remarks(config, activated)
+    secure, plain = split_activated(activated)
     # From here on they are as other inherited descriptors: this process's to close, with nothing to remove.
-    listeners = open_listeners([f"fd://{sock.detach()}" for sock in activated])
+    listeners = open_listeners([f"fd://{number}" for number in secure])
+    listeners.secure = config.ssl_enabled
+    listeners.add_plain(open_listeners([f"fd://{number}" for number in plain]))
     return listeners, remarks
 
 
 def activation_remarks(config: Config, activated: Sequence[ActivatedSocket]) -> list[str]:
     """What the log should say of sockets that the service manager has passed."""
-    names = ", ".join(f"{sock.name} ({describe(sock)})" for sock in activated)
+    names = ", ".join(f"{sock.name} ({describe(sock, _scheme(config, sock))})" for sock in activated)
     remarks = [f"socket activation: {names}"]
-    source = config.source_of("bind")
-    if source.origin is not Origin.DEFAULT:
-        remarks.append(
-            f"{source.place('bind')} = {', '.join(config.bind)} is not used: the sockets above replace it"
-        )
+    for name in ("bind", "insecure_bind"):
+        source = config.source_of(name)
+        if source.origin is not Origin.DEFAULT:
+            binds = ", ".join(getattr(config, name))
+            remarks.append(f"{source.place(name)} = {binds} is not used: the sockets above replace it")
     return remarks
+
+
+def _scheme(config: Config, sock: ActivatedSocket) -> str:
+    return "https" if config.ssl_enabled and sock.name != PLAIN_NAME else "http"
 
 
 def chooses_by_number(config: Config) -> bool:

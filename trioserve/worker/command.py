@@ -5,7 +5,7 @@ Called by `cli.py` (`run_command`) and `trioserve.run` (`run_app`). Signals, in 
     SIGTERM, SIGINT   first: drain; second: cancel what still runs; third: exit at once
     SIGQUIT           cancel what runs, as a second SIGTERM does
     SIGUSR1           reopen log files
-    SIGHUP            reload is the supervisor's; without one it is logged and ignored
+    SIGHUP            reload is the supervisor's; without one certificates are read anew, if there are any
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from trioserve.errors import (
     LoopBlocked,
     TrioserveError,
 )
-from trioserve.net.bind import Listeners
+from trioserve.net.bind import Listeners, bind_config
 from trioserve.net.share_board import Share
 from trioserve.observe.blocking import LAST_WORDS, Block, call_within
 from trioserve.observe.in_flight import InFlightTable
@@ -74,6 +74,7 @@ class Supervised:
     Attributes:
         link: the socketpair between them.
         sockets: the listening sockets, inherited.
+        plain: which of them speak plain HTTP although there is TLS, by their place.
         in_flight: the table that tells the supervisor what this process was doing when it was killed.
         share: its part of the connections.
         last_words: a file that the supervisor reads when the process has ended.
@@ -86,6 +87,7 @@ class Supervised:
     share: Share
     watch_abort: Callable[[Callable[[], None]], None]
     last_words: int
+    plain: Sequence[int] = ()
 
 
 def run_app(
@@ -187,9 +189,11 @@ class _Process:
             if not self._ended and self._worker is not None:
                 self._worker.drain.begin("trio has failed", grace=FATAL_GRACE, fatal=True)
 
-    def _sockets(self) -> Listeners | Sequence[socket.socket] | None:
+    def _sockets(self) -> Listeners | None:
         if self._supervised is not None:
-            return self._supervised.sockets
+            listeners = bind_config(self._config, self._supervised.sockets)
+            listeners.plain = {id(listeners.sockets[place]) for place in self._supervised.plain}
+            return listeners
         return None if self.claim is None else self.claim.listeners
 
     def _announce(self, addresses: list[str]) -> None:
@@ -239,6 +243,8 @@ class _Process:
         name = signal.Signals(number).name
         if name == "SIGUSR1":
             worker.logs.reopen()
+        elif name == "SIGHUP" and self._supervised is None and worker.certificates is not None:
+            worker.reload_certificates()
         elif name == "SIGHUP" and self._supervised is None:
             worker.logs.error.warning("SIGHUP ignored: reloading needs the supervisor; to stop, send SIGTERM")
         elif name == "SIGHUP":

@@ -12,9 +12,11 @@ import trio
 from trioserve.errors import RequestRefused
 from trioserve.http.http1 import Http1
 from trioserve.http.protocol import HTTP2_PREFACE, Protocol
+from trioserve.net.tls import HandshakeFailed, TlsTransport
 from trioserve.structure.boundary import is_cancellation
 from trioserve.structure.context import ConnectionContext
 from trioserve.structure.deadlines import NEVER
+from trioserve.worker.handshake import open_tls, refuse_handshake
 
 # While lingering: how much the peer may still send, and how much is read at once. What comes is thrown away.
 _LINGER_BYTES = 1024 * 1024
@@ -35,6 +37,9 @@ async def serve_connection(connection: ConnectionContext) -> None:
             protocol.end_late(connection.late)
             protocol.end()
         if protocol is not None and protocol.linger:
+            await _linger(connection)
+    except HandshakeFailed as failure:
+        if refuse_handshake(connection, failure):
             await _linger(connection)
     except BaseException as error:
         cancelled = is_cancellation(error)
@@ -74,6 +79,8 @@ async def _stay(connection: ConnectionContext) -> None:
 async def _open(connection: ConnectionContext) -> bytes | None:
     """All that comes before the protocol is known; returns what was read to find out."""
     worker = connection.worker
+    if isinstance(connection.transport, TlsTransport):
+        await open_tls(connection, connection.transport, worker.handshake_turns)
     connection.start_phase("first_byte", connection.accepted_at + worker.timeouts.first_byte)
     if worker.h2c and connection.tls is None:
         return await _read_preface(connection)
@@ -106,7 +113,7 @@ def _choose_protocol(connection: ConnectionContext, data: bytes | None) -> Proto
     if by_alpn or (data is not None and data.startswith(HTTP2_PREFACE)):
         from trioserve.http.http2 import Http2
 
-        return Http2(connection, worker.new_http2_engine())
+        return Http2(connection, worker.new_http2_engine)
     return Http1(connection, worker.new_engine())
 
 

@@ -14,7 +14,9 @@ from collections.abc import Callable
 import trio
 
 from trioserve.net.bind import describe
+from trioserve.net.certificates import Certificates
 from trioserve.net.share_board import Share
+from trioserve.net.tls import TlsTransport
 from trioserve.net.transport import Transport
 from trioserve.structure.context import Address, ConnectionContext, WorkerContext
 from trioserve.worker.connection import serve_connection
@@ -49,11 +51,18 @@ _LOG_INTERVAL = 10.0
 class Listener:
     """One listening socket of the worker."""
 
-    def __init__(self, worker: WorkerContext, sock: socket.socket, connections: trio.Nursery) -> None:
+    def __init__(
+        self,
+        worker: WorkerContext,
+        sock: socket.socket,
+        connections: trio.Nursery,
+        certificates: Certificates | None = None,
+    ) -> None:
         self._worker = worker
         self._sock = sock
         self._connections = connections
-        self._name = describe(sock)
+        self._certificates = certificates
+        self._name = describe(sock, "http" if certificates is None else "https")
         self._address = _server_address(sock)
         self._last_complaint = float("-inf")
 
@@ -128,13 +137,18 @@ class Listener:
                 client = (peer[0], peer[1])
                 if server is None:
                     server = _server_address(sock)
-            watch = worker.hub.watch(sock)
+            if self._certificates is None:
+                transport = Transport(sock, worker.hub.watch(sock))
+            else:
+                # First of all: a wrapped socket is another object with the descriptor of the old one.
+                sock = secure = self._certificates.wrap(sock)
+                transport = TlsTransport(secure, worker.hub.watch(secure))
         except OSError as error:
             sock.close()
             self._complain(error)
             return
         worker.counters.connections += 1
-        connection = ConnectionContext(worker, Transport(sock, watch), client, server)
+        connection = ConnectionContext(worker, transport, client, server)
         # The task's context is the lifespan's, not this listener's: start_soon copies the context it is called in.
         worker.base_context.copy().run(_start_task, self._connections.start_soon, connection)
 

@@ -5,8 +5,8 @@ heartbeat is sent by a trio task, so a blocked loop sends none; an idle worker's
 wake a machine that has nothing to do. When the other end closes, the supervisor is gone: the worker drains.
 Cancelling `run` stops the talking and harms nothing else.
 
-    worker -> supervisor    {"is": "ready" | "beat" | "tainted" | "draining" | "report", ...}
-    supervisor -> worker    {"do": "drain" | "hurry" | "contain" | "reopen", ...}
+    worker -> supervisor    {"is": "ready" | "beat" | "tainted" | "draining" | "report" | "answer", ...}
+    supervisor -> worker    {"do": "drain" | "hurry" | "contain" | "reopen" | "certificates", ...}
 """
 
 from __future__ import annotations
@@ -155,6 +155,8 @@ class ParentLink:
                 worker.context.boundary.pardon()
             case "reopen":
                 worker.logs.reopen()
+            case "certificates":
+                self.tell("answer", to="certificates", text=worker.reload_certificates())
             case other:
                 self._log_error("the supervisor sent an order that is not known: %r", other)
 

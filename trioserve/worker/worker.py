@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import functools
 import gc
+import logging
 import socket
 from collections.abc import Awaitable, Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -29,11 +30,13 @@ import trio
 from trioserve.asgi.lifespan import Lifespan
 from trioserve.asgi.server_names import serve_only
 from trioserve.config import Config, resolve_exceptions
-from trioserve.errors import BindError, LifespanFailed
+from trioserve.config.tls_context import find_certificate_remarks
+from trioserve.errors import BindError, ConfigError, LifespanFailed
 from trioserve.http import engines
 from trioserve.http.flusher import Flusher
 from trioserve.http.response import DefaultFields
-from trioserve.net.bind import Listeners, open_listeners
+from trioserve.net.bind import Listeners, bind_config
+from trioserve.net.certificates import Certificates
 from trioserve.net.hub import open_hub
 from trioserve.observe.blocking import LoopWatch
 from trioserve.observe.logs import Logs, setup_logs
@@ -44,6 +47,7 @@ from trioserve.structure.boundary import Boundary, is_scope_corruption
 from trioserve.structure.context import ASGIApp, WorkerContext
 from trioserve.structure.drain import CLEANUP_SECONDS, Drain, DrainState
 from trioserve.worker.async_generators import watch_async_generators
+from trioserve.worker.handshake import HandshakeTurns
 from trioserve.worker.idle import drain_when_idle
 from trioserve.worker.listener import Listener
 
@@ -57,6 +61,7 @@ class Worker:
     Attributes:
         context: the record handed to every task below.
         listeners: the bound sockets.
+        certificates: for those that speak TLS.
         trigger_error: what the caller's shutdown trigger raised, or None.
         supervised: a supervisor says where it can be reached, and when there is too little to do for it.
         last_words: what a process that is ours says before the watchdog ends it, its loop being blocked; to be set
@@ -72,6 +77,7 @@ class Worker:
         self.trigger_error: Exception | None = None
         self.last_words: LastWords | None = None
         self.supervised = False
+        self.certificates = Certificates(config) if listeners.secure else None
         self._owns_process = owns_process
         self._mounts: StaticMounts | None = None
         served = app
@@ -91,11 +97,15 @@ class Worker:
         context.new_engine = engines.factory(
             config.http_engine, context.limits, raw_names=config.h11_pass_raw_headers
         )
+        context.new_http2_engine = engines.http2_factory(config)
+        context.h2c = config.h2c
         context.response_defaults = DefaultFields(
             date=config.include_date_header,
             server=b"trioserve" if config.include_server_header else None,
             others=[(b"alt-svc", value.encode("latin-1")) for value in config.alt_svc_headers],
         )
+        if self.certificates is not None:
+            context.handshake_turns = HandshakeTurns()
         if context.hub.calls_on_writable:
             context.flusher = Flusher()
         context.files = FileSender()
@@ -131,6 +141,8 @@ class Worker:
                 async with trio.open_nursery() as structure:
                     structure.start_soon(context.hub.run, name="hub")
                     structure.start_soon(context.deadlines.run, name="reaper")
+                    if context.handshake_turns is not None:
+                        structure.start_soon(context.handshake_turns.run, name="handshakes")
                     if context.flusher is not None:
                         structure.start_soon(context.flusher.run, name="flusher")
                     if await self._start_lifespan(structure):
@@ -187,7 +199,7 @@ class Worker:
             gc.freeze()
         with _dropping_scope_corruption():
             async with trio.open_nursery() as connections:
-                listeners = [Listener(context, sock, connections) for sock in self.listeners.sockets]
+                listeners = self._make_listeners(connections)
                 connections.start_soon(self._listen, listeners, name="listeners")
                 if not self.supervised:
                     for address in self.listeners.addresses():
@@ -208,6 +220,28 @@ class Worker:
                     await self._drain(listeners, connections)
                     await self._stop_lifespan()
                 connections.cancel_scope.cancel(reason="the worker has drained")
+
+    def _make_listeners(self, connections: trio.Nursery) -> list[Listener]:
+        is_secure = self.listeners.is_secure
+        return [
+            Listener(self.context, sock, connections, self.certificates if is_secure(sock) else None)
+            for sock in self.listeners.sockets
+        ]
+
+    def reload_certificates(self) -> str:
+        """Read certificates and keys again; returns what went wrong, or "". Open connections keep what they have."""
+        log = self.logs.error
+        if self.certificates is None:
+            return "there is no TLS here"
+        try:
+            self.certificates.reload()
+        except ConfigError as error:
+            log.error("certificates are not reloaded, serving on with the old ones: %s", error)
+            return str(error)
+        log.info("certificates are reloaded")
+        for severe, text in find_certificate_remarks(self.config):
+            log.log(logging.ERROR if severe else logging.WARNING, "%s", text)
+        return ""
 
     def _watch_loop(self) -> None:
         """From here until the lifespan's shutdown: around these an app may block, and other deadlines hold."""
@@ -347,12 +381,7 @@ async def serve_worker(
         BindError, LifespanFailed: it could not start.
         trio.Cancelled: the caller's, after the drain.
     """
-    if isinstance(sockets, Listeners):
-        listeners = sockets
-    else:
-        listeners = open_listeners(
-            config.bind, umask=config.umask, user=config.user, group=config.group, sockets=sockets
-        )
+    listeners = sockets if isinstance(sockets, Listeners) else bind_config(config, sockets)
     try:
         logs = setup_logs(config)
     except BaseException:

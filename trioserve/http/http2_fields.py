@@ -1,0 +1,146 @@
+"""Response fields of HTTP/2, checked: the same rules as for HTTP/1 (`response.py`), another shape.
+
+Used by `http2_exchange.py` and `http2_stream.py`. Names leave in lower case and values without white space around
+them (RFC 9113 section 8.2.1); what belongs to one HTTP/1 connection is refused where HTTP/1 refuses it, and otherwise
+left out (section 8.2.2), so that an app need not know which of the two it is speaking. Nothing here waits.
+"""
+
+from __future__ import annotations
+
+import http
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from trioserve.asgi.exchange import invalid_header, listed
+from trioserve.errors import InvalidResponse
+from trioserve.http.response import (
+    CONNECTION,
+    CONTENT_LENGTH,
+    DATE,
+    HAS_DATE,
+    HAS_SERVER,
+    PLAIN,
+    REFUSED,
+    SERVER,
+    TRANSFER_ENCODING,
+    check_length,
+    check_pair,
+    kind_of,
+)
+
+Fields = list[tuple[bytes, bytes]]
+
+_CR, _LF, _NUL = b"\r\n\0"
+_SPACE = b" \t"
+_UPGRADE = b"upgrade"
+
+# Checked fields that an app sends again and again, as they are to be sent. Bounded, since values may be made up.
+_kept: dict[tuple[bytes, bytes], tuple[bytes, bytes]] = {}
+_KEPT_MAX = 1024
+_KEPT_VALUE = 64
+
+
+def check_start(status: int, fields: Sequence[tuple[bytes, bytes]]) -> tuple[Fields, int | None, int]:
+    """Check the status and fields of a start event.
+
+    Returns:
+        The fields to send, without Content-Length; that length or None; and flags (`HAS_DATE`, `HAS_SERVER`).
+
+    Raises:
+        InvalidResponse: they may not be sent.
+    """
+    if type(status) is not int or not 200 <= status <= 999:
+        _check_status(status)
+    length: int | None = None
+    flags = 0
+    checked: Fields = []
+    for field in fields:
+        try:
+            known = _kept.get(field)
+        except TypeError:
+            known = None  # a list, or something unhashable in the pair
+        if known is None:
+            name, value = field if type(field) is tuple and len(field) == 2 else check_pair(field)
+            kind = CONTENT_LENGTH if name == b"content-length" else kind_of(name)
+            if kind == CONTENT_LENGTH:
+                if length is not None:
+                    raise invalid_header(name, value, "sent twice")
+                length = check_length(name, value)
+                continue
+            if kind == PLAIN:
+                known = _check_field(name, value)
+                if known is None:
+                    continue
+            else:
+                known, flag = _note_special(kind, name, value)
+                flags |= flag
+                if known is None:
+                    continue
+        checked.append(known)
+    return checked, length, flags
+
+
+def _check_status(status: Any) -> None:
+    if not isinstance(status, int) or isinstance(status, bool) or not 200 <= status <= 999:
+        raise InvalidResponse(f"status must be an int from 200 to 999, not {status!r:.80}")
+
+
+def _check_field(name: bytes, value: Any, *, keep: bool = True) -> tuple[bytes, bytes] | None:
+    """The field as it is to be sent; remembered if it is likely to come again. None for `upgrade`."""
+    if not isinstance(value, bytes):
+        raise invalid_header(name, value, "values must be bytes")
+    if _CR in value or _LF in value or _NUL in value:
+        raise invalid_header(name, value, "a value cannot contain CR, LF or NUL")
+    sent = name.lower(), value.strip(_SPACE)
+    if sent[0] == _UPGRADE:
+        return None
+    if keep and len(value) <= _KEPT_VALUE:
+        if len(_kept) >= _KEPT_MAX:
+            _kept.clear()
+        _kept[name, value] = sent
+    return sent
+
+
+def _note_special(kind: int, name: bytes, value: Any) -> tuple[tuple[bytes, bytes] | None, int]:
+    """A field that is not the app's alone: as it is to be sent, None if it is not, and the flag it sets."""
+    field = _check_field(name, value, keep=False)
+    if kind == DATE:
+        return field, HAS_DATE
+    if kind == SERVER:
+        return field, HAS_SERVER
+    if kind == CONNECTION:
+        options = {option.strip() for option in value.lower().split(b",")}
+        if not options <= {b"close", b"keep-alive", b"upgrade"}:
+            raise invalid_header(name, value, "the server decides what concerns the connection")
+        return None, 0
+    if kind == TRANSFER_ENCODING:
+        if value.strip().lower() != b"chunked":
+            raise invalid_header(name, value, "the server frames the body; leave it out")
+        return None, 0
+    raise invalid_header(name, value, "hop-by-hop fields are the server's to set")
+
+
+def check_fields(fields: Iterable[tuple[bytes, bytes]]) -> Fields:
+    """Interim-response fields or trailers, checked.
+
+    Raises:
+        InvalidResponse: a name or value that may not be sent, or one that only a head may carry.
+    """
+    checked = []
+    for field in listed(fields):
+        name, value = check_pair(field)
+        if kind_of(name) in (CONTENT_LENGTH, CONNECTION, TRANSFER_ENCODING, REFUSED):
+            raise invalid_header(name, value, "not allowed in trailers or interim responses")
+        kept = _check_field(name, value, keep=False)
+        if kept is not None:
+            checked.append(kept)
+    return checked
+
+
+def minimal_response(
+    status: int, defaults: Fields, extra: Fields, page: tuple[bytes, bytes] | None = None
+) -> tuple[Fields, bytes]:
+    """Fields and body of a response of ours: the status in words, or `page`, a content type and a body."""
+    phrase = http.HTTPStatus(status).phrase
+    kind, body = page or (b"text/plain; charset=utf-8", f"{status} {phrase}\n".encode("ascii"))
+    return [*defaults, (b"content-type", kind), (b"content-length", b"%d" % len(body)), *extra], body
