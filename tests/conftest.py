@@ -10,6 +10,8 @@ import pytest
 import trio.testing
 
 from tests.http.feeding import ENGINES
+from tests.http.http2_feeding import HTTP2_ENGINES
+from tests.modes import add_modes, drop_repetitions, mode  # noqa: F401  (a fixture for all tests)
 from tests.net.sockets import HUBS
 
 # A shell that starts the tests in the background makes them, and every process they start, ignore SIGINT; servers
@@ -38,6 +40,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             raise pytest.UsageError(
                 f"{item.nodeid} is marked `alone`: such tests are run from {_ALONE_IN} only"
             )
+    drop_repetitions(items)
 
 
 # Servers that these start run what others run too, beside other programs; measuring them would find nothing new, and it
@@ -75,6 +78,16 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
         os.environ[_COVERAGE] = stash[_coverage_config]
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line(
+        "markers", "modes(*names, because=''): runs in these modes, too; see tests/modes.py"
+    )
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    add_modes(metafunc)
+
+
 @pytest.fixture
 def autojump_clock() -> trio.testing.MockClock:
     """Virtual time; bytes in flight between two sockets get the 20 ms that trio cannot see them for."""
@@ -83,6 +96,11 @@ def autojump_clock() -> trio.testing.MockClock:
 
 @pytest.fixture(params=ENGINES)
 def engine(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture(params=HTTP2_ENGINES)
+def http2_engine(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
 

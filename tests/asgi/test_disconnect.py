@@ -20,6 +20,8 @@ from trioserve.testing import TestServer, encode_request, no_leaks
 
 from ..apps import read_body, respond
 
+pytestmark = pytest.mark.modes("tls", "http2")
+
 serving = functools.partial(testing.serving, lifespan="off")
 
 Handler = Callable[[Any, Any, Any], Awaitable[None]]
@@ -261,6 +263,7 @@ async def test_on_the_portable_hub_the_grace_begins_when_the_app_waits_in_receiv
     assert app.lasted == pytest.approx(3, abs=0.1)
 
 
+@pytest.mark.modes("tls", because="HTTP/2 has no half-closed connections")
 async def test_a_client_that_was_gone_before_the_app_was_called(autojump_clock: Any) -> None:
     app = Handled(sleep_long)
     async with serving(app) as server:
@@ -286,6 +289,7 @@ async def test_work_after_a_complete_response_is_not_cancelled(autojump_clock: A
     assert app.lasted == pytest.approx(60, abs=0.1)
 
 
+@pytest.mark.modes("tls", because="HTTP/2 has no half-closed connections")
 async def test_nor_when_the_client_had_gone_before_the_response(autojump_clock: Any) -> None:
     async def handler(scope: Any, receive: Any, send: Any) -> None:
         await trio.sleep(1)
@@ -300,6 +304,7 @@ async def test_nor_when_the_client_had_gone_before_the_response(autojump_clock: 
     assert app.lasted == pytest.approx(61, abs=0.1)
 
 
+@pytest.mark.modes("tls", because="HTTP/2 has no half-closed connections")
 async def test_a_fin_behind_a_body_that_the_app_has_not_read_starts_no_clock(autojump_clock: Any) -> None:
     async def handler(scope: Any, receive: Any, send: Any) -> None:
         await trio.sleep(60)
@@ -317,6 +322,7 @@ async def test_a_fin_behind_a_body_that_the_app_has_not_read_starts_no_clock(aut
 # -- send() --------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.modes("tls", because="HTTP/2 has no half-closed connections")
 async def test_a_client_that_has_only_half_closed_gets_its_response(engine: str, hub: str) -> None:
     async def handler(scope: Any, receive: Any, send: Any) -> None:
         await trio.testing.wait_all_tasks_blocked(0.02)

@@ -16,6 +16,8 @@ from trioserve.testing import encode_request, no_leaks
 
 from ..apps import read_body, respond
 
+pytestmark = pytest.mark.modes("tls", "http2")
+
 serving = functools.partial(testing.serving, lifespan="off")
 
 
@@ -160,6 +162,7 @@ async def test_100_continue_is_sent_when_the_app_first_asks_for_the_body(engine:
         assert (await client.read_response()).body == b"ok"
 
 
+@pytest.mark.modes("tls", because="chunks")
 async def test_no_100_continue_once_the_response_has_begun(engine: str) -> None:
     async def app(scope: Any, receive: Any, send: Any) -> None:
         await send({"type": "http.response.start", "status": 200, "headers": []})
@@ -186,6 +189,7 @@ async def ask_twice(scope: Any, receive: Any, send: Any) -> None:
     assert await receive() == {"type": "http.disconnect"}
 
 
+@pytest.mark.modes("tls", because="chunks")
 async def test_a_malformed_body_ends_in_disconnect_and_is_answered_with_400(engine: str) -> None:
     async with serving(ask_twice, http_engine=engine) as server, server.connect() as client:
         await client.send(request_head(None) + b"2\r\nok\r\n")
@@ -212,6 +216,7 @@ async def test_a_body_over_the_limit_ends_in_disconnect_and_is_answered_with_413
     assert server.failure is None
 
 
+@pytest.mark.modes("tls", because="chunks")
 async def test_a_response_that_has_begun_is_cut_short_when_the_body_proves_malformed(engine: str) -> None:
     async def app(scope: Any, receive: Any, send: Any) -> None:
         await send({"type": "http.response.start", "status": 200, "headers": []})
@@ -246,6 +251,7 @@ async def test_a_client_that_ends_in_mid_body_is_told_as_disconnect(engine: str,
     assert server.failure is None
 
 
+@pytest.mark.modes("tls", because="chunks")
 @pytest.mark.parametrize(
     "rest, kept",
     [(b"2\r\nok\r\n0\r\n\r\n", True), (b"no chunk\r\n", False), (b"ffff\r\nnot all of it", False)],
@@ -321,6 +327,7 @@ async def test_a_cancelled_receive_loses_nothing(engine: str, hub: str) -> None:
 # -- back-pressure and fairness ------------------------------------------------------------------------------
 
 
+@pytest.mark.modes("tls", because="windows do: test_http2_*.py")
 async def test_an_app_that_does_not_read_stops_the_client(engine: str) -> None:
     """What the server takes of an upload is what the app has asked for, and one read of 16 KiB with the head."""
     go_on = trio.Event()
@@ -355,6 +362,7 @@ async def test_an_app_that_does_not_read_stops_the_client(engine: str) -> None:
             go_on.set()
 
 
+@pytest.mark.modes("tls", because="it looks at the socket itself")
 async def test_an_upload_that_never_pauses_does_not_starve_another_connection(engine: str) -> None:
     """The kernel holds so much of it that receive() never has to wait."""
     go_on = trio.Event()

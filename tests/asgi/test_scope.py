@@ -16,6 +16,8 @@ from trioserve.testing import RawClient, TestServer, encode_request, serving
 
 from ..apps import respond
 
+pytestmark = pytest.mark.modes("tls", "http2")
+
 # On every connection that is not TLS.
 FILES: dict[str, Any] = {"http.response.zerocopysend": {}, "http.response.pathsend": {"ranges": True}}
 
@@ -44,6 +46,7 @@ async def scope_of(request: bytes, **settings: Any) -> dict[str, Any]:
 # -- key by key ----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.modes(because="the scope says in which mode it is")
 async def test_the_scope_has_exactly_the_keys_of_the_specification(engine: str) -> None:
     witness = Witness()
     async with serving(witness, http_engine=engine) as server, server.connect() as client:
@@ -109,6 +112,7 @@ async def test_root_path_is_the_setting_and_the_path_stays_whole() -> None:
     assert (scope["root_path"], scope["path"]) == ("/api", "/api/x")
 
 
+@pytest.mark.modes(because="the scope says in which mode it is")
 @pytest.mark.parametrize("version", ["1.0", "1.1"])
 async def test_extensions_are_those_of_the_version_and_of_the_request(engine: str, version: str) -> None:
     plain = await scope_of(encode_request("GET", version=version), http_engine=engine)

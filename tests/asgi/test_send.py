@@ -24,6 +24,8 @@ from trioserve.testing import Response, encode_request
 
 from ..apps import respond
 
+pytestmark = pytest.mark.modes("tls", "http2")
+
 serving = functools.partial(testing.serving, lifespan="off", on_app_error="contain")
 
 Event = dict[str, Any]
@@ -204,6 +206,7 @@ MISUSE: dict[str, tuple[list[Any], type[AppMisuse], str]] = {
 }
 
 
+@pytest.mark.modes("tls", because="it reads HTTP/1 on the wire")
 @pytest.mark.parametrize("case", MISUSE)
 async def test_misuse_is_a_named_error_and_the_client_can_see_it(case: str) -> None:
     events, error_type, words = MISUSE[case]

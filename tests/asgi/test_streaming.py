@@ -17,6 +17,8 @@ from trioserve.testing import encode_request
 
 from ..apps import respond
 
+pytestmark = pytest.mark.modes("tls", "http2")
+
 serving = functools.partial(testing.serving, lifespan="off")
 
 on_linux = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="TCP_INFO is Linux's")
@@ -38,6 +40,7 @@ def segments_received(sock: socket.socket) -> int:
 # -- few segments, and no waiting ----------------------------------------------------------------------------
 
 
+@pytest.mark.modes("tls", because="it reads HTTP/1 on the wire")
 @on_linux
 async def test_many_small_parts_without_a_wait_leave_in_few_segments(engine: str) -> None:
     async def app(scope: Any, receive: Any, send: Any) -> None:
@@ -55,6 +58,7 @@ async def test_many_small_parts_without_a_wait_leave_in_few_segments(engine: str
     assert response.body == b"".join(b"%03d," % n for n in range(300))
 
 
+@pytest.mark.modes(because="records are no segments")
 @on_linux
 async def test_head_and_body_leave_in_one_segment(engine: str, hub: str) -> None:
     async def app(scope: Any, receive: Any, send: Any) -> None:
@@ -79,6 +83,7 @@ async def test_large_parts_are_not_held_back_for_one_another() -> None:
         assert segments_received(client.sock) >= 4
 
 
+@pytest.mark.modes("tls", because="chunks")
 async def test_an_event_arrives_without_waiting_for_the_next(engine: str, hub: str) -> None:
     send_event, events = trio.open_memory_channel[bytes](0)
 
@@ -98,6 +103,7 @@ async def test_an_event_arrives_without_waiting_for_the_next(engine: str, hub: s
         assert await client.receive_until(b"0\r\n\r\n") == b"0\r\n\r\n"
 
 
+@pytest.mark.modes("tls", because="chunks")
 async def test_the_head_of_a_stream_arrives_with_an_empty_first_part() -> None:
     go_on = trio.Event()
 
@@ -118,6 +124,7 @@ async def test_the_head_of_a_stream_arrives_with_an_empty_first_part() -> None:
 # -- bounded memory ------------------------------------------------------------------------------------------
 
 
+@pytest.mark.modes("tls", because="it looks at HTTP/1's way to wait")
 @pytest.mark.parametrize("size", [100, 4_000, 100_000])
 @pytest.mark.parametrize("pausing", [False, True])
 async def test_an_app_that_streams_to_a_client_that_does_not_read_is_made_to_wait(
@@ -151,6 +158,7 @@ async def test_an_app_that_streams_to_a_client_that_does_not_read_is_made_to_wai
             await server.wait_idle()
 
 
+@pytest.mark.modes("tls", because="it looks at HTTP/1's way to wait")
 async def test_a_large_response_in_one_part_is_sent_as_the_client_takes_it(engine: str, hub: str) -> None:
     size = 30 * 1024 * 1024
 

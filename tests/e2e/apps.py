@@ -192,6 +192,30 @@ async def _leak(scope: Any, receive: Any, send: Any) -> None:
     await trio.open_nursery().__aenter__()
 
 
+async def _hints(scope: Any, receive: Any, send: Any) -> None:
+    """Two early hints, then the response."""
+    for link in (b"</style.css>; rel=preload; as=style", b"</app.js>; rel=preload; as=script"):
+        await send({"type": "http.response.early_hint", "links": [link]})
+    await respond(send)
+
+
+async def _trailers(scope: Any, receive: Any, send: Any) -> None:
+    """A body, and behind it a field."""
+    await send({"type": "http.response.start", "status": 200, "headers": [], "trailers": True})
+    await send({"type": "http.response.body", "body": b"hello", "more_body": True})
+    await send({"type": "http.response.body", "body": b" again"})
+    await send({"type": "http.response.trailers", "headers": [(b"x-sum", b"11")]})
+
+
+async def _tls(scope: Any, receive: Any, send: Any) -> None:
+    """What the `tls` extension says, a line each; long values by their length."""
+    found = scope["extensions"].get("tls", {})
+    short = {
+        name: len(value) if name.endswith(("chain", "_cert")) else value for name, value in found.items()
+    }
+    await respond(send, "\n".join(f"{name}: {value}" for name, value in sorted(short.items())).encode())
+
+
 def _raiser(error: type[BaseException], *arguments: Any) -> Any:
     async def handler(scope: Any, receive: Any, send: Any) -> None:
         raise error(*arguments)
@@ -211,6 +235,7 @@ ROUTES: dict[str, Any] = {
     "/echo": echo,
     "/exit": _raiser(SystemExit, 7),
     "/fatal": _raiser(trioserve.Fatal, "beyond repair"),
+    "/hints": _hints,
     "/hold": _hold,
     "/interrupt": _raiser(KeyboardInterrupt),
     "/large": _large,
@@ -222,6 +247,8 @@ ROUTES: dict[str, Any] = {
     "/sleep": _sleep,
     "/stream": _stream,
     "/stubborn": _stubborn,
+    "/tls": _tls,
+    "/trailers": _trailers,
 }
 
 

@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.certificates import Certificates, make_certificates
+
 _HERE = Path(__file__).parent
 
 # Whole files, and parts of names.
@@ -19,3 +21,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.path.name in _ALONE_FILES or any(name in item.name for name in _ALONE_NAMES)
         ):
             item.add_marker(pytest.mark.alone)
+
+
+@pytest.fixture(scope="session")
+def certificates(tmp_path_factory: pytest.TempPathFactory) -> Certificates:
+    return make_certificates(tmp_path_factory.mktemp("certificates"))

@@ -40,11 +40,17 @@ PATIENCE = 30.0
 LIFETIME = 120.0
 
 # What the error log says of a bound address, here and in hypercorn.
-RUNNING_ON = re.compile(r"Running on (?:http://)?(\S+) \(CTRL \+ C to quit\)")
+RUNNING_ON = re.compile(r"Running on (?:https?://)?(\S+) \(CTRL \+ C to quit\)")
 
 
 # Debian's packages of programs that are called otherwise.
-PACKAGES = {"nginx": "nginx-light", "systemd-analyze": "systemd", "systemd-socket-activate": "systemd"}
+PACKAGES = {
+    "h2load": "nghttp2-client",
+    "nghttp": "nghttp2-client",
+    "nginx": "nginx-light",
+    "systemd-analyze": "systemd",
+    "systemd-socket-activate": "systemd",
+}
 
 
 def require_tool(name: str) -> str:
@@ -144,14 +150,14 @@ class ServerProcess:
         """Return once its error log, on stderr, says where it listens."""
         self.address = (await self.stderr.wait_for(RUNNING_ON)).group(1)
 
-    async def wait(self) -> int:
+    async def wait(self, patience: float = PATIENCE) -> int:
         """The exit code, once all output has been read."""
-        with trio.move_on_after(PATIENCE):
+        with trio.move_on_after(patience):
             code = await self._process.wait()
             await self._collected.wait()
             return code
         self.kill()
-        raise AssertionError(f"the process has not ended within {PATIENCE:g} s:\n{self.stderr.text}")
+        raise AssertionError(f"the process has not ended within {patience:g} s:\n{self.stderr.text}")
 
     def connect(self, *, receive_buffer: int | None = None) -> RawClient:
         return connect(self.address, receive_buffer=receive_buffer)
@@ -247,11 +253,11 @@ def trioserve_command(*arguments: str, module: str = "trioserve") -> list[str]:
 
 
 async def run_to_end(
-    *command: str, env: Mapping[str, str] | None = None, cwd: Path = REPOSITORY
+    *command: str, env: Mapping[str, str] | None = None, cwd: Path = REPOSITORY, patience: float = PATIENCE
 ) -> ServerProcess:
     """Run a command that ends by itself; its `returncode` and output are complete."""
     async with start_process(*command, env=env, cwd=cwd) as process:
-        await process.wait()
+        await process.wait(patience)
     return process
 
 

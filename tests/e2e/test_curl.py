@@ -5,6 +5,7 @@ One server for each engine serves all tests of this file: they only ever ask it 
 
 from __future__ import annotations
 
+import contextlib
 import re
 import socket
 import subprocess
@@ -29,15 +30,11 @@ class Server:
         return f"http://{self.address}"
 
 
-@pytest.fixture(scope="module", params=["httptools", "h11"])
-def server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    require_tool("curl")
-    unix_socket = tmp_path_factory.mktemp("curl") / "app.sock"
-    binds = ("--bind", "127.0.0.1:0", "--bind", f"unix:{unix_socket}")
-    limit = ("--max-body-size", str(8 * MEGABYTE))
-    command = trioserve_command(*binds, *limit, "--http-engine", request.param, "tests.e2e.apps:app")
+@contextlib.contextmanager
+def running(*flags: str, binds: int) -> Iterator[list[str]]:
+    """The server for all tests of a file; the addresses of so many binds that are not unix sockets."""
     with subprocess.Popen(
-        command,
+        trioserve_command(*flags, "tests.e2e.apps:app"),
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         text=True,
@@ -46,18 +43,29 @@ def server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     ) as process:
         try:
             assert process.stderr is not None
-            found = None
-            while found is None:
+            addresses: list[str] = []
+            while len(addresses) < binds:
                 line = process.stderr.readline()
                 assert line, "it has ended before it served"
-                found = RUNNING_ON.search(line)
-            yield Server(found.group(1), unix_socket)
+                if found := RUNNING_ON.search(line):
+                    addresses.append(found.group(1))
+            yield addresses
             process.terminate()
             _, errors = process.communicate(timeout=PATIENCE)
             assert process.returncode == 0, errors
             assert "ERROR" not in errors
         finally:
             process.kill()
+
+
+@pytest.fixture(scope="module", params=["httptools", "h11"])
+def server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    require_tool("curl")
+    unix_socket = tmp_path_factory.mktemp("curl") / "app.sock"
+    binds = ("--bind", "127.0.0.1:0", "--bind", f"unix:{unix_socket}")
+    limit = ("--max-body-size", str(8 * MEGABYTE))
+    with running(*binds, *limit, "--http-engine", request.param, binds=1) as [address]:
+        yield Server(address, unix_socket)
 
 
 def curl(*arguments: str, fails: bool = False) -> tuple[str, str]:

@@ -34,7 +34,9 @@ JSON_LOG = ("--access-logformat", "json")
 
 
 @contextlib.asynccontextmanager
-async def run_nginx(folder: Path, upstream: str, *, settings: str = "") -> AsyncIterator[str]:
+async def run_nginx(
+    folder: Path, upstream: str, *, settings: str = "", scheme: str = "http"
+) -> AsyncIterator[str]:
     """nginx in front of `upstream` while the block runs; the address to reach it at."""
     nginx = require_tool("nginx")
     sock = folder / "nginx.sock"
@@ -58,7 +60,7 @@ async def run_nginx(folder: Path, upstream: str, *, settings: str = "") -> Async
                 server {{
                     listen unix:{sock};
                     location / {{
-                        proxy_pass http://app;
+                        proxy_pass {scheme}://app;
                         proxy_http_version 1.1;
                         proxy_set_header Connection "";
                         proxy_set_header Host $http_host;
@@ -83,10 +85,27 @@ async def run_nginx(folder: Path, upstream: str, *, settings: str = "") -> Async
 
 
 @contextlib.asynccontextmanager
-async def run_haproxy(folder: Path, upstream: str, *, backend: str = "") -> AsyncIterator[str]:
-    """HAProxy in http mode in front of `upstream` while the block runs; the address to reach it at."""
+async def run_haproxy(
+    folder: Path,
+    upstream: str,
+    *,
+    backend: str = "",
+    server: str = "check inter 50ms rise 1 fall 1",
+    listener: socket.socket | None = None,
+) -> AsyncIterator[str]:
+    """HAProxy in http mode in front of `upstream` while the block runs; the address to reach it at.
+
+    `server` are options of the line that names the upstream; for clients that need a TCP port there is `listener`.
+    """
     haproxy = require_tool("haproxy")
     sock = folder / "haproxy.sock"
+    bind, address, pass_fds = f"unix@{sock}", f"unix:{sock}", []
+    if listener is not None:
+        bind, address, pass_fds = (
+            f"fd@{listener.fileno()}",
+            "{}:{}".format(*listener.getsockname()),
+            [listener.fileno()],
+        )
     (folder / "haproxy.cfg").write_text(
         textwrap.dedent(f"""\
             defaults
@@ -97,17 +116,17 @@ async def run_haproxy(folder: Path, upstream: str, *, backend: str = "") -> Asyn
                 timeout server 30s
                 timeout http-keep-alive 30s
             frontend web
-                bind unix@{sock}
+                bind {bind}
                 default_backend app
             backend app
                 http-reuse always
                 {backend}
-                server one {upstream} check inter 50ms rise 1 fall 1
+                server one {upstream} {server}
         """)
     )
-    async with start_process(haproxy, "-db", "-f", str(folder / "haproxy.cfg")) as process:
-        await wait_listening(f"unix:{sock}")
-        yield f"unix:{sock}"
+    async with start_process(haproxy, "-db", "-f", str(folder / "haproxy.cfg"), pass_fds=pass_fds) as process:
+        await wait_listening(address)
+        yield address
         process.kill()
         await process.wait()
 

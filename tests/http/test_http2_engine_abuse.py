@@ -234,6 +234,23 @@ def test_windows_of_a_slow_but_honest_reader(kind: str) -> None:
     assert connection.outcome.fault is None
 
 
+@pytest.mark.parametrize("piece", [1023, 16384])
+def test_many_acknowledgements_of_a_large_body_are_no_flood(kind: str, piece: int) -> None:
+    """Proxies acknowledge each piece they have taken, on the stream and on the connection, many in one read."""
+    connection = opened(kind)
+    connection.feed(settings({4: 262144}), window_update(0, 262144 - 65535), headers(1))
+    engine = connection.engine
+    engine.send_head(1, 200, [], False)
+    for _ in range(20):
+        engine.send_data(1, b"x" * engine.room(1), False)
+        taken = 262144 // piece
+        connection.feed((window_update(0, piece) + window_update(1, piece)) * taken)
+        rest = 262144 - taken * piece
+        if rest:
+            connection.feed(window_update(0, rest), window_update(1, rest))
+    assert connection.outcome.fault is None
+
+
 def test_acknowledgements_that_nobody_reads_are_bounded(kind: str) -> None:
     connection = Connection(kind)
     connection.engine.receive(OPENING)

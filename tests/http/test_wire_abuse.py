@@ -17,6 +17,8 @@ from tests.apps import echo, hello, read_body, respond
 from tests.http.feeding import head
 from trioserve.testing import RawClient, TestServer, no_leaks, serving
 
+pytestmark = pytest.mark.modes("tls")
+
 GET = head("GET / HTTP/1.1")
 POST = head("POST / HTTP/1.1", "Content-Length: 1000")
 CHUNKED = head("POST / HTTP/1.1", "Transfer-Encoding: chunked")
@@ -46,6 +48,7 @@ async def until(condition: Any) -> None:
 # -- bytes ---------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.modes(because="what is no TLS ends in its handshake")
 async def test_random_bytes(engine: str, hub: str) -> None:
     numbers = random.Random(4711)
     async with surviving(hello, http_engine=engine, hub=hub) as server:
@@ -57,6 +60,7 @@ async def test_random_bytes(engine: str, hub: str) -> None:
                     assert (await client.receive_all())[:9] in (b"HTTP/1.1 ", b"")
 
 
+@pytest.mark.modes(because="it is about the plain port")
 async def test_a_tls_client_on_the_plain_port_is_answered_and_closed(engine: str) -> None:
     incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
     tls = ssl.create_default_context().wrap_bio(incoming, outgoing, server_hostname="a.example")
@@ -69,6 +73,7 @@ async def test_a_tls_client_on_the_plain_port_is_answered_and_closed(engine: str
             tls.do_handshake()
 
 
+@pytest.mark.modes(because="it is about the plain port")
 async def test_an_http_2_client_with_prior_knowledge_is_told_505(engine: str) -> None:
     async with surviving(hello, http_engine=engine) as server, server.connect() as client:
         await client.send(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\4\0\0\0\0\0")

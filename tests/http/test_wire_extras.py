@@ -10,6 +10,8 @@ from tests.apps import respond
 from tests.http.feeding import head
 from tests.http.test_wire_framing import GET, LAST, OLD, answer, bare, wire
 
+pytestmark = pytest.mark.modes("tls", "http2")
+
 TRAILERS = head("GET / HTTP/1.1", "TE: trailers")
 
 
@@ -35,6 +37,7 @@ async def hinting(scope: Any, receive: Any, send: Any) -> None:
         await respond(send)
 
 
+@pytest.mark.modes("tls", because="it reads HTTP/1 on the wire")
 async def test_early_hints_go_out_before_the_response() -> None:
     assert await wire(hinting, GET + LAST) == b"".join(
         b"HTTP/1.1 103 Early Hints\r\nlink: </a.css>; rel=preload\r\nlink: </b.js>\r\n\r\n"
@@ -44,6 +47,7 @@ async def test_early_hints_go_out_before_the_response() -> None:
     )
 
 
+@pytest.mark.modes("tls", because="HTTP/1.0")
 async def test_early_hints_are_not_sent_to_http_1_0() -> None:
     # RFC 9110 section 15.2
     assert b"103" not in await wire(hinting, OLD)
@@ -65,6 +69,7 @@ async def test_early_hints_are_on_the_wire_before_the_app_goes_on() -> None:
         assert (await client.read_response()).status == 200
 
 
+@pytest.mark.modes("tls", because="it reads HTTP/1 on the wire")
 @pytest.mark.parametrize("link", [b"</a>\r\nset-cookie: evil=1", b"\0", "text", None, 5])
 async def test_links_that_may_not_be_sent_are_a_500(link: Any) -> None:
     async def app(scope: Any, receive: Any, send: Any) -> None:
@@ -119,12 +124,14 @@ async def test_the_connection_is_kept_behind_trailers() -> None:
             assert (await client.read_response()).trailers == [(b"a", b"b")]
 
 
+@pytest.mark.modes("tls", because="HTTP/1.0")
 async def test_trailers_are_offered_to_those_who_asked() -> None:
     assert "http.response.trailers" in await offered(TRAILERS)
     for request in (GET, OLD, head("GET / HTTP/1.0", "TE: trailers"), head("GET / HTTP/1.1", "TE: gzip")):
         assert "http.response.trailers" not in await offered(request)
 
 
+@pytest.mark.modes("tls", because="HTTP/1.0")
 @pytest.mark.parametrize("request_bytes", [GET, OLD])
 async def test_trailers_for_others_are_left_out_and_the_body_is_whole(request_bytes: bytes) -> None:
     # RFC 9110 section 6.5.1
@@ -132,6 +139,7 @@ async def test_trailers_for_others_are_left_out_and_the_body_is_whole(request_by
     assert (response.body, response.complete, response.trailers) == (b"body", True, [])
 
 
+@pytest.mark.modes("tls", because="it reads HTTP/1 on the wire")
 async def test_a_response_to_head_has_no_trailers() -> None:
     data = await wire(trailing([(b"a", b"b")]), head("HEAD / HTTP/1.1", "TE: trailers", "Connection: close"))
     assert data.endswith(b"\r\n\r\n")
@@ -139,6 +147,7 @@ async def test_a_response_to_head_has_no_trailers() -> None:
     assert b"body" not in data
 
 
+@pytest.mark.modes("tls", because="HTTP/2 has trailers behind any body")
 async def test_a_response_with_a_length_has_no_trailers() -> None:
     response = await answer(trailing([(b"a", b"b")], headers=[(b"content-length", b"4")]), TRAILERS)
     assert (response.body, response.complete, response.trailers) == (b"body", True, [])

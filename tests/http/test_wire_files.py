@@ -18,6 +18,8 @@ from trioserve.net.transport import Transport
 from trioserve.static.sendfile import READ_SIZE, WINDOW
 from trioserve.testing import RawClient, serving
 
+pytestmark = pytest.mark.modes("tls", "http2")
+
 HEAD = head("HEAD / HTTP/1.1", "Connection: close")
 SIZE = 5 * WINDOW + 12_345
 
@@ -75,6 +77,7 @@ def sending(*events: Any, status: int = 200, headers: Any = (), trailers: bool =
 # -- framing -------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.modes("tls", because="it reads HTTP/1 on the wire")
 @pytest.mark.parametrize(
     ("message", "body"),
     [
@@ -107,6 +110,7 @@ async def test_without_an_offset_a_file_is_read_from_where_it_stands_and_moves_o
     assert os.lseek(digits.fileno(), 0, os.SEEK_CUR) == 8
 
 
+@pytest.mark.modes("tls", because="it reads HTTP/1 on the wire")
 async def test_parts_of_files_and_bytes_make_one_body_chunked_or_by_its_length(digits: Any, way: str) -> None:
     events = (b"<", {"file": digits, "offset": 0, "count": 3}, b"|", {"path": digits.name, "offset": 8}, b">")
     chunked = await wire(sending(*events))
@@ -118,17 +122,20 @@ async def test_parts_of_files_and_bytes_make_one_body_chunked_or_by_its_length(d
     assert known.endswith(b"content-length: 8\r\nconnection: close\r\n\r\n<012|89>")
 
 
+@pytest.mark.modes("tls", because="HTTP/1.0")
 async def test_http_1_0_gets_several_parts_of_a_file_up_to_the_end_of_the_connection(digits: Any) -> None:
     part = {"file": digits, "offset": 0, "count": 3}
     assert (await wire(sending(part, part), OLD)).endswith(b"OK\r\nconnection: close\r\n\r\n012012")
 
 
+@pytest.mark.modes("tls", because="it reads HTTP/1 on the wire")
 async def test_trailers_may_follow_a_file(digits: Any) -> None:
     request = head("GET / HTTP/1.1", "TE: trailers", "Connection: close, TE")
     data = await wire(sending({"file": digits, "offset": 0}, trailers=True), request)
     assert data.endswith(b"\r\n\r\na\r\n0123456789\r\n0\r\nx-sum: 1\r\n\r\n")
 
 
+@pytest.mark.modes("tls", because="it reads HTTP/1 on the wire")
 @pytest.mark.parametrize(("request_", "status"), [(HEAD, 200), (LAST, 304), (LAST, 204)])
 async def test_a_response_without_a_body_reads_no_file(
     request_: bytes, status: int, digits: Any, tmp_path: Path
@@ -170,6 +177,7 @@ async def test_a_large_file_arrives_whole_and_the_connection_goes_on(
         assert server.worker.context.counters.faults == {}
 
 
+@pytest.mark.modes("tls", because="the client, which is Python, would take minutes")
 async def test_many_slow_readers_of_one_file_get_it_whole_and_cost_no_memory(
     large: Path, content: bytes
 ) -> None:
@@ -187,6 +195,7 @@ async def test_many_slow_readers_of_one_file_get_it_whole_and_cost_no_memory(
                     nursery.start_soon(read)
 
 
+@pytest.mark.modes(because="records are no segments")
 async def test_head_and_file_leave_in_one_segment(digits: Any) -> None:
     async with bare(sending({"file": digits, "offset": 0})) as server, server.connect() as client:
         for _ in range(3):
@@ -198,6 +207,7 @@ async def test_head_and_file_leave_in_one_segment(digits: Any) -> None:
         assert int.from_bytes(info[152:156], "little") == 3
 
 
+@pytest.mark.modes("tls", because="the client, which is Python, would take minutes")
 async def test_others_are_served_while_a_peer_takes_all_we_send(large: Path) -> None:
     """A peer as fast as the server never gives its task a reason to wait."""
 
@@ -226,6 +236,7 @@ async def test_others_are_served_while_a_peer_takes_all_we_send(large: Path) -> 
 # -- files that change ---------------------------------------------------------------------------------------
 
 
+@pytest.mark.modes("tls", because="it reads HTTP/1 on the wire")
 @pytest.mark.parametrize("chunked", [False, True])
 async def test_a_file_cut_short_while_it_is_sent_is_seen_by_the_peer_and_desyncs_nothing(
     large: Path, content: bytes, way: str, chunked: bool
@@ -301,6 +312,7 @@ async def test_an_app_may_answer_otherwise_when_a_file_is_not_there(tmp_path: Pa
         assert (response.body, server.worker.context.counters.faults) == (b"instead", {})
 
 
+@pytest.mark.modes("tls", because="it reads HTTP/1 on the wire")
 async def test_an_app_that_hides_a_cut_file_cannot_fill_the_hole(large: Path) -> None:
     async def app(scope: Any, receive: Any, send: Any) -> None:
         if scope["type"] != "http":
@@ -337,6 +349,7 @@ async def test_a_peer_that_leaves_in_the_middle_is_no_error_of_the_app(large: Pa
         assert set(server.worker.context.counters.faults) <= {"C2"}
 
 
+@pytest.mark.modes("tls", because="it looks at HTTP/1's way to wait")
 async def test_a_peer_that_stops_reading_is_aborted_after_the_write_time_out(
     large: Path, way: str, autojump_clock: Any
 ) -> None:
@@ -350,6 +363,7 @@ async def test_a_peer_that_stops_reading_is_aborted_after_the_write_time_out(
             assert server.worker.context.counters.late == {"response_write": 1}
 
 
+@pytest.mark.modes("tls", because="it reads HTTP/1 on the wire")
 async def test_a_drain_cuts_a_stalled_reader_off_visibly(large: Path, way: str, autojump_clock: Any) -> None:
     async with bare(sending({"path": str(large)}), graceful_timeout=1) as server:
         async with server.connect(receive_buffer=4096) as client:
@@ -393,6 +407,7 @@ async def test_a_pipe_or_socket_is_no_file(caplog: Any) -> None:
     assert "not a pipe" in caplog.text
 
 
+@pytest.mark.modes("tls", because="it reads HTTP/1 on the wire")
 @pytest.mark.parametrize("length", [b"9", b"11"])
 async def test_a_file_must_be_as_long_as_content_length_says(length: bytes, digits: Any, caplog: Any) -> None:
     app = sending({"file": digits, "offset": 0}, headers=[(b"content-length", length)])
@@ -400,6 +415,7 @@ async def test_a_file_must_be_as_long_as_content_length_says(length: bytes, digi
     assert f"content-length says {length.decode()}" in caplog.text
 
 
+@pytest.mark.modes("tls", because="the client, which is Python, would take minutes")
 async def test_no_descriptor_stays_open(large: Path) -> None:
     before = len(os.listdir("/proc/self/fd"))
     async with bare(sending({"path": str(large)})) as server:

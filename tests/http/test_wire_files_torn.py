@@ -19,6 +19,8 @@ from trioserve.net.hub import open_hub
 from trioserve.net.transport import Transport
 from trioserve.testing import TestServer
 
+pytestmark = pytest.mark.modes("tls", "http2")
+
 # More than the buffers of both ends hold.
 SIZE = 16 * 1024 * 1024
 SECOND = head("GET /second HTTP/1.1")
@@ -77,6 +79,7 @@ def faults(server: TestServer) -> dict[str, int]:
 # -- nothing may stand where a file's bytes are missing --------------------------------------------------------
 
 
+@pytest.mark.modes("tls", because="HTTP/1.0")
 @pytest.mark.parametrize("last", [b"", b"x", "file"])
 @pytest.mark.parametrize("request_", [GET, OLD], ids=["chunked", "1.0"])
 async def test_a_cut_file_that_the_app_hides_ends_the_response_and_the_connection(
@@ -164,6 +167,7 @@ async def test_a_file_of_which_nothing_was_sent_may_be_made_up_for(
 # -- who may end a file that takes long ------------------------------------------------------------------------
 
 
+@pytest.mark.modes("tls", because="HTTP/2 has no half-closed connections")
 @pytest.mark.parametrize("request_", [LAST, OLD])
 async def test_a_peer_that_has_shut_down_its_side_gets_the_whole_file(
     request_: bytes, large: Path, hub: str, way: str, autojump_clock: Any
@@ -177,6 +181,7 @@ async def test_a_peer_that_has_shut_down_its_side_gets_the_whole_file(
         assert server.worker.context.counters.late == {}
 
 
+@pytest.mark.modes("tls", because="HTTP/2 has no half-closed connections")
 async def test_the_same_of_a_directory_from_the_cache_too(large: Path, autojump_clock: Any) -> None:
     async with bare(StaticFiles(large.parent)) as server:
         for _ in range(2):
@@ -198,6 +203,7 @@ async def half_closed(server: TestServer, request: bytes) -> int:
         return len(received.partition(b"\r\n\r\n")[2])
 
 
+@pytest.mark.modes("tls", because="HTTP/2 has no half-closed connections")
 async def test_the_handlers_time_out_is_not_the_downloads(large: Path, way: str, autojump_clock: Any) -> None:
     async def answer(_receive: Any, send: Any) -> None:
         await start(send)
@@ -207,6 +213,7 @@ async def test_the_handlers_time_out_is_not_the_downloads(large: Path, way: str,
         assert await half_closed(server, LAST) == SIZE
 
 
+@pytest.mark.modes("tls", because="HTTP/1.0")
 @pytest.mark.parametrize("body", ["file", "bytes"])
 async def test_an_app_that_has_more_to_say_is_ended_and_what_has_no_framing_is_reset(
     body: str, large: Path, autojump_clock: Any
@@ -232,6 +239,7 @@ async def test_an_app_that_has_more_to_say_is_ended_and_what_has_no_framing_is_r
                 pass
 
 
+@pytest.mark.modes(because="it looks at the socket itself")
 async def test_a_file_ends_the_write_that_was_blocked_before_it(small: Path, autojump_clock: Any) -> None:
     """What was held back stalled in the background; the file's send wrote it, and the app may then take its time."""
 
@@ -261,6 +269,7 @@ async def test_a_file_ends_the_write_that_was_blocked_before_it(small: Path, aut
         assert server.worker.context.counters.late == {}
 
 
+@pytest.mark.modes("tls", because="it looks at HTTP/1's way to wait")
 async def test_an_app_that_reads_and_sends_at_once_keeps_both_deadlines(autojump_clock: Any) -> None:
     """The end of the one wait must not take the other's deadline along."""
 
@@ -408,6 +417,7 @@ async def test_a_connection_that_was_closed_is_not_the_files_fault(small: Path) 
     hub.close()
 
 
+@pytest.mark.modes("tls", because="it looks at HTTP/1's way to wait")
 async def test_an_app_that_leaves_the_sending_to_a_task_is_no_bug_of_ours() -> None:
     async def leave(send: Any) -> None:
         with pytest.raises(OSError):

@@ -13,6 +13,8 @@ from tests.apps import respond
 from tests.http.feeding import head
 from trioserve.testing import Response, TestServer, serving
 
+pytestmark = pytest.mark.modes("tls")
+
 App = Callable[[Any, Any, Any], Any]
 
 GET = head("GET / HTTP/1.1")

@@ -12,6 +12,8 @@ from tests.http.cases import REFUSED
 from tests.http.feeding import head
 from trioserve.testing import Response, TestServer, no_leaks, serving
 
+pytestmark = pytest.mark.modes("tls")
+
 POST = "POST / HTTP/1.1"
 CHUNKED = head(POST, "Transfer-Encoding: chunked")
 

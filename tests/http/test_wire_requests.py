@@ -11,6 +11,8 @@ from tests.apps import echo, hello, read_body, respond
 from tests.http.feeding import head
 from trioserve.testing import encode_request, serving
 
+pytestmark = pytest.mark.modes("tls")
+
 POST = "POST / HTTP/1.1"
 CHUNKED = head(POST, "Transfer-Encoding: chunked")
 
@@ -145,7 +147,7 @@ async def test_the_app_sees_the_request_that_was_meant(
         assert (await client.read_response()).body == seen
 
 
-@pytest.mark.parametrize("protocol", ["h2c", "websocket", "TLS/1.0"])
+@pytest.mark.parametrize("protocol", ["h2c", "TLS/1.0"])
 async def test_an_offer_to_upgrade_is_left_alone(engine: str, protocol: str) -> None:
     fields = (f"Upgrade: {protocol}", "Connection: upgrade, HTTP2-Settings", "HTTP2-Settings: AAMAAABk")
     data = head(POST, *fields, "Content-Length: 2") + b"hi" + head("GET / HTTP/1.1", *fields) + head()
@@ -260,6 +262,7 @@ async def test_a_streaming_app_may_leave_the_body_and_keep_the_connection(engine
 # -- Expect --------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.modes(because="it looks at the socket itself")
 async def test_100_is_sent_when_the_app_first_reads(engine: str) -> None:
     asked, go_on = trio.Event(), trio.Event()
 

@@ -17,6 +17,8 @@ from tests.middleware.calling import CODINGS, PROSE, Decoder, app_sending, body,
 from trioserve import Compression, StaticFiles
 from trioserve.testing import encode_request, no_leaks, serving
 
+pytestmark = pytest.mark.modes("tls", "http2")
+
 
 async def read_parts(client):
     """The response's head, then its body as it arrives."""

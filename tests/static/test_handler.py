@@ -185,6 +185,7 @@ CASES = [
 ]  # fmt: skip
 
 
+@pytest.mark.modes("tls", "http2")
 async def test_requests_are_answered_as_rfc_9110_has_it(site: Path, engine: str) -> None:
     app = StaticFiles(site)
     async with serving(app, http_engine=engine) as server, server.connect() as client:
@@ -246,6 +247,7 @@ def parts_of(response: Response) -> list[tuple[dict[str, str], bytes]]:
     return found
 
 
+@pytest.mark.modes("tls", "http2")
 @pytest.mark.parametrize("path", ["/large.bin", "/small.bin"])
 async def test_several_ranges_are_parts_of_one_body(site: Path, engine: str, path: str) -> None:
     content = LARGE if path == "/large.bin" else LARGE[:5000]
@@ -325,6 +327,7 @@ async def test_last_modified_is_never_in_the_future(site: Path) -> None:
 # -- while it is sent -----------------------------------------------------------------------------------------
 
 
+@pytest.mark.modes("tls", "http2")
 async def test_a_file_that_is_cut_short_while_it_is_sent_ends_the_connection(site: Path, engine: str) -> None:
     put(site / "huge.bin", LARGE * 40)
     async with serving(StaticFiles(site), http_engine=engine, on_app_error="contain") as server:

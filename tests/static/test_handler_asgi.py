@@ -99,6 +99,7 @@ class PassingOn(starlette.middleware.base.BaseHTTPMiddleware):
         return response
 
 
+@pytest.mark.modes("tls", "http2")
 @pytest.mark.parametrize(
     "middleware",
     [
@@ -144,6 +145,7 @@ class Named(StaticFiles):
     name = "files"
 
 
+@pytest.mark.modes("tls", "http2")
 @pytest.mark.parametrize("kind", [Private, Renamed])
 async def test_a_subclass_that_asks_for_a_password_asks_for_it_each_time(
     site: Path, engine: str, kind: Any
@@ -176,6 +178,7 @@ class HandingOn:
         await self.app(scope, receive, send)
 
 
+@pytest.mark.modes("tls", "http2")
 async def test_a_wrapper_that_asks_for_a_password_asks_for_it_each_time(site: Path, engine: str) -> None:
     allowed = [("authorization", "Basic eDp5")]
     async with (
@@ -286,6 +289,7 @@ class Passing:
         await self.inner_send(message)
 
 
+@pytest.mark.modes("tls", "http2")
 async def test_our_own_server_gets_files_as_files(
     site: Path, engine: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

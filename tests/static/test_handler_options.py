@@ -63,6 +63,7 @@ async def test_without_index_names_there_is_no_index(site: Path) -> None:
     app.close()
 
 
+@pytest.mark.modes("tls", "http2")
 async def test_a_directory_is_listed_where_that_is_asked_for(site: Path, engine: str) -> None:
     (site / "bare" / "inside").symlink_to("one.txt")
     (site / "bare" / "outside").symlink_to("/etc/passwd")
@@ -142,6 +143,7 @@ async def test_a_single_page_app_gets_its_page_for_places_and_not_for_files(site
     app.close()
 
 
+@pytest.mark.modes("tls", "http2")
 async def test_a_page_for_what_is_not_found(site: Path, engine: str) -> None:
     put(site / "404.html", b"<h1>lost</h1>")
     put(site / "404.html.gz", b"coded")
@@ -176,6 +178,7 @@ async def test_a_page_that_is_missing_itself_is_made_up_for(site: Path) -> None:
     app.close()
 
 
+@pytest.mark.modes("tls", "http2")
 async def test_a_large_page_for_what_is_not_found_comes_from_its_file(site: Path, engine: str) -> None:
     put(site / "404.html", LARGE)
     async with serving(StaticFiles(site, not_found="404.html"), http_engine=engine) as server:
@@ -186,6 +189,7 @@ async def test_a_large_page_for_what_is_not_found_comes_from_its_file(site: Path
         assert (head.status, head.body, head.header("content-length")) == (404, b"", str(len(LARGE)))
 
 
+@pytest.mark.modes("tls", "http2")
 async def test_what_is_not_here_falls_through_to_an_app(site: Path, engine: str) -> None:
     async def other(scope: Any, receive: Any, send: Any) -> None:
         assert scope["type"] == "http"

@@ -118,6 +118,7 @@ def may_read_all() -> bool:
     return os.geteuid() == 0
 
 
+@pytest.mark.modes("tls", "http2")
 @pytest.mark.parametrize("method", ["openat2", "portable"])
 async def test_what_is_not_served_gets_one_answer(trapped: Path, engine: str, method: str) -> None:
     app = StaticFiles(trapped)

@@ -62,6 +62,7 @@ CASES = [
 ]
 
 
+@pytest.mark.modes("tls", "http2")
 @pytest.mark.parametrize("root_path", ["", "/app"])
 async def test_each_request_goes_where_it_belongs(trees: Path, engine: str, root_path: str) -> None:
     """With `root_path` both behind a proxy that removes it and behind one that does not."""
@@ -95,6 +96,7 @@ async def test_the_quick_way_leads_to_the_same_mount(trees: Path) -> None:
     mounts.close()
 
 
+@pytest.mark.modes("tls", "http2")
 async def test_server_names_hold_for_mounts_too(trees: Path) -> None:
     settings: Any = {"static_mounts": mounts_of(trees), "server_names": ["right"]}
     async with serving(echo, **settings) as server:

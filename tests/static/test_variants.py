@@ -85,6 +85,7 @@ async def test_who_refuses_the_plain_form_gets_another(coded: Path) -> None:
     app.close()
 
 
+@pytest.mark.modes("tls", "http2")
 async def test_each_coding_has_a_tag_of_its_own(coded: Path, engine: str) -> None:
     async with serving(StaticFiles(coded), http_engine=engine) as server, server.connect() as client:
         tags = {}
@@ -101,6 +102,7 @@ async def test_each_coding_has_a_tag_of_its_own(coded: Path, engine: str) -> Non
             assert response.header("content-encoding") == (None if coding in ("gzip", "identity") else coding)
 
 
+@pytest.mark.modes("tls", "http2")
 async def test_ranges_are_of_the_coded_form(coded: Path, engine: str) -> None:
     gzip = ("accept-encoding", "gzip")
     async with serving(StaticFiles(coded), http_engine=engine) as server, server.connect() as client:

@@ -6,6 +6,7 @@ import os
 import shutil
 import socket
 import ssl
+import struct
 import warnings
 from pathlib import Path
 from typing import Any
@@ -49,6 +50,20 @@ async def until(condition: Any) -> None:
 
 
 # -- handshakes ----------------------------------------------------------------------------------------------
+
+
+async def test_who_resets_at_once_is_no_lack_of_room(caplog: pytest.LogCaptureFixture) -> None:
+    async with serving(hello, tls=True) as server:
+        port = int(server.addresses[0].rpartition(":")[2])
+        for _ in range(20):
+            with socket.create_connection(("127.0.0.1", port)) as sock:
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        async with server.connect() as client:
+            assert (await client.get("/")).status == 200
+        context = server.worker.context
+        await until(lambda: context.counters.peer_gone + context.counters.handshakes_failed >= 20)
+        assert context.counters.accept_pauses == 0
+    assert "cannot accept" not in caplog.text
 
 
 @pytest.mark.parametrize("sent", [b"", b"\x16\x03\x01\x02\x00\x01"])

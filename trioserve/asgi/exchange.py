@@ -248,8 +248,8 @@ class Exchange:
             self._sending = False
 
     def _refuse_event(self, event: object, state: ResponseState) -> NoReturn:
-        if state is _COMPLETE and str(event).startswith("http.response."):
-            self._check_connected()
+        if state in (_NONE, _COMPLETE) and str(event).startswith("http.response."):
+            self._check_connected()  # it may be why there is no start
         raise UnexpectedMessage(
             f"send() got {event!r} while the response is {state.name.lower()}; expected {_EXPECTED[state]}"
         )

@@ -38,6 +38,10 @@ WINDOW_UPDATE_START = 4 << 8 | WINDOW_UPDATE
 PING_START = 8 << 8 | PING
 
 
+# So many bytes sent give one frame without content back (`Http2Limits.control_budget`).
+_BYTES_FOR_ONE = 128
+
+
 class EngineBase:
     """Common state of a connection; see `Http2Engine` for the public attributes."""
 
@@ -127,9 +131,13 @@ class EngineBase:
         self._gain(8, 1)
 
     def gain_data(self, size: int, room: int) -> None:
-        """A DATA frame was sent; one that a tiny window has cut short is no gain."""
-        if room > 0 or size >= self._limits.tiny_data:
-            self._gain(2, 0)
+        """DATA was sent, in one frame or more; `room` is what the windows still allow.
+
+        Peers acknowledge by the piece they have taken, which may be a kilobyte, on the stream and on the connection.
+        """
+        gain = size // _BYTES_FOR_ONE + (2 if room > 0 else 0)
+        if gain:
+            self._gain(gain, 0)
 
     def gain_read(self) -> None:
         """Bytes have arrived: a flood comes many frames at a time."""

@@ -90,8 +90,8 @@ class Http2Limits:
             may be open, so that a browser may give up a whole page at once.
         control_budget: frames that carry nothing: PING, SETTINGS, PRIORITY, WINDOW_UPDATE, empty DATA, unknown types,
             frames on closed streams. nghttp2 allows bursts of 1000, too. Each read gives 2 back (one frame a packet is
-            no flood), each complete response 8, each DATA frame we could fill 2 (it will be acknowledged).
-        tiny_data: a DATA frame smaller than this, when the peer's window cut it, gives nothing back.
+            no flood), each complete response 8, DATA that the window did not cut short 2 (they will be acknowledged), and
+            128 bytes of any DATA 1: who opens a window of some bytes at a time is as much of a flood.
         idle_priorities: PRIORITY_UPDATE frames remembered for streams that are not open yet.
         closed_streams: how many closed streams are remembered by how they ended.
     """
@@ -107,7 +107,6 @@ class Http2Limits:
     continuation_frames: int = 16
     reset_budget: int = 200
     control_budget: int = 1000
-    tiny_data: int = 1024
     idle_priorities: int = 100
     closed_streams: int = 256
 

@@ -34,6 +34,9 @@ _ONLY_THIS_ONE = frozenset(
     if hasattr(errno, name)
 )  # fmt: skip
 
+# The peer has reset it between our accept and the first thing we asked of it.
+_RESET_MEANWHILE = frozenset({errno.ENOTCONN, errno.EINVAL, errno.ECONNRESET})
+
 # Pause when out of descriptors: connections wait in the kernel's queue meanwhile and none is lost; ranch and trio
 # take the same 100 ms. A connection that closes here ends the pause early.
 _CAPACITY_PAUSE = 0.1
@@ -140,12 +143,17 @@ class Listener:
             if self._certificates is None:
                 transport = Transport(sock, worker.hub.watch(sock))
             else:
+                # Who has left already is found out now: wrapping would fail half way, and leave a socket behind.
+                sock.getpeername()
                 # First of all: a wrapped socket is another object with the descriptor of the old one.
                 sock = secure = self._certificates.wrap(sock)
                 transport = TlsTransport(secure, worker.hub.watch(secure))
         except OSError as error:
             sock.close()
-            self._complain(error)
+            if error.errno in _RESET_MEANWHILE:
+                worker.counters.peer_gone += 1
+            else:
+                self._complain(error)
             return
         worker.counters.connections += 1
         connection = ConnectionContext(worker, transport, client, server)
