@@ -329,7 +329,7 @@ class FrameEngine(FrameStreams):
 
     def _receive_other(self, kind: int, flags: int, stream_id: int, payload: bytes) -> None:
         if kind == WINDOW_UPDATE:
-            self.spend_control()
+            self.spend_window_update()
             self._receive_window_update(stream_id, payload)
         elif kind == RST_STREAM:
             self._receive_reset(stream_id, payload)

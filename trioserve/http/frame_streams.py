@@ -119,6 +119,10 @@ class FrameStreams(EngineBase):
             return 0
         return max(0, min(stream.window, self._window))
 
+    def stream_room(self, stream_id: int) -> int:
+        stream = self._streams.get(stream_id)
+        return 0 if stream is None or stream.answered else max(0, stream.window)
+
     def send_data(self, stream_id: int, data: bytes | memoryview, end: bool) -> None:
         stream = self._streams.get(stream_id)
         if stream is None or stream.answered:
@@ -144,7 +148,7 @@ class FrameStreams(EngineBase):
                 out.append(part)
         if end:
             self._end_response(stream_id, stream)
-        elif self._spent:
+        else:
             self.gain_data(size, min(stream.window, self._window))
 
     def send_trailers(self, stream_id: int, fields: Sequence[tuple[bytes, bytes]]) -> None:

@@ -163,6 +163,12 @@ class H2Engine(EngineBase):
             return 0
         return max(0, self._connection.local_flow_control_window(stream_id))
 
+    def stream_room(self, stream_id: int) -> int:
+        stream = self._streams.get(stream_id)
+        if stream is None or stream.answered:
+            return 0
+        return max(0, self._connection.streams[stream_id].outbound_flow_control_window)
+
     def send_data(self, stream_id: int, data: bytes | memoryview, end: bool) -> None:
         stream = self._streams.get(stream_id)
         if stream is None or stream.answered:
@@ -283,7 +289,9 @@ class H2Engine(EngineBase):
                 self.fault(ErrorCode.PROTOCOL_ERROR, "RST_STREAM on a stream that is not open yet")
             if stream_id not in self._streams:
                 self.spend_control()
-        elif kind in (PING, WINDOW_UPDATE):
+        elif kind == WINDOW_UPDATE:
+            self.spend_window_update()
+        elif kind == PING:
             self.spend_control()
         elif kind == PUSH_PROMISE:
             self.fault(ErrorCode.PROTOCOL_ERROR, "PUSH_PROMISE from a client")

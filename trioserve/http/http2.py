@@ -34,6 +34,10 @@ from trioserve.structure.deadlines import NEVER
 _IDLE_LANES = 4
 _IDLE_MOMENT = 1.0
 
+# How many requests of one connection may be under way, in streams that may be open at once: an app may still be busy
+# with those that the peer has reset, or that were answered already, and the engine does not count these.
+_UNDER_WAY = 10
+
 # What our PING says, to be known again.
 _GOODBYE = b"goodbye\0"
 
@@ -52,7 +56,7 @@ class Http2:
     """
 
     __slots__ = (
-        "_begun", "_closing", "_ending", "_now", "_nursery", "_parked", "_peer_leaving", "_pong",
+        "_begun", "_closing", "_ending", "_most", "_now", "_nursery", "_parked", "_peer_leaving", "_pong",
         "_pump_wanted", "_quick_answer", "_spawn", "_worker", "armed_at", "connection", "deadline", "engine",
         "exchanges", "gone", "is_plain", "leaked", "linger", "output", "spare", "streams",
     )  # fmt: skip
@@ -72,6 +76,7 @@ class Http2:
         has_quick = worker.admission is None and getattr(type(worker.app), "quick_answer", None) is not None
         self._quick_answer: Any = worker.app.quick_answer if has_quick else None  # type: ignore[attr-defined]
         self.is_plain = worker.admission is None and worker.timeouts.request is NEVER
+        self._most = _UNDER_WAY * worker.config.h2_max_concurrent_streams
         self.deadline = self.armed_at = NEVER
         self._now = 0.0
         self._nursery: trio.Nursery
@@ -174,7 +179,13 @@ class Http2:
         elif self.streams:
             connection.phase = "streams"
             connection.deadline = NEVER
-        elif connection.requests and connection.phase != "keep_alive":
+        elif not connection.requests:
+            if (
+                connection.phase == "request_head"
+            ):  # a head that was malformed: there is no request to go on from
+                since = connection.accepted_at
+                connection.start_phase("first_byte", since + self._worker.timeouts.first_byte)
+        elif connection.phase != "keep_alive":
             now = self._worker.clock()
             connection.start_phase("keep_alive", now + self._worker.timeouts.keep_alive)
             if len(self.spare) > _IDLE_LANES:
@@ -251,7 +262,11 @@ class Http2:
             self.end_stream(exchange)
             return
         limit = self._worker.limits.body_size
-        if exchange.refusal is not None:
+        if len(self.streams) > self._most:
+            self.engine.reset(exchange.stream_id, ErrorCode.REFUSED_STREAM)  # safe to be tried again
+            log_request(stream, exchange, "refused", "too many requests under way")
+            self.end_stream(exchange)
+        elif exchange.refusal is not None:
             self._refuse(exchange, exchange.refusal)
         elif head.method == "CONNECT" and head.protocol != b"websocket":
             what = "CONNECT" if head.protocol is None else f":protocol {head.protocol!r:.80}"
@@ -344,6 +359,7 @@ class Http2:
         engine.send_head(stream_id, status, fields, no_body)
         if not no_body:
             engine.send_data(stream_id, body, True)
+        self.exchanges[stream_id].note_answered()
         self.output.request()
 
     # -- the end ---------------------------------------------------------------------------------------------

@@ -42,12 +42,16 @@ PING_START = 8 << 8 | PING
 _BYTES_FOR_ONE = 128
 
 
+# As many WINDOW_UPDATEs may be owed to us: 8 MiB in frames of 1 KiB.
+_MOST_ACKS_DUE = 16 * 1024
+
+
 class EngineBase:
     """Common state of a connection; see `Http2Engine` for the public attributes."""
 
     __slots__ = (
-        "_control_left", "_goaway_last", "_idle_priorities", "_limits", "_resets_left", "_sink", "_spent", "closing",
-        "last_pong", "last_stream_id", "out", "settings_acknowledged",
+        "_acks_due", "_control_left", "_goaway_last", "_idle_priorities", "_limits", "_resets_left", "_sink", "_spent",
+        "closing", "last_pong", "last_stream_id", "out", "settings_acknowledged",
     )  # fmt: skip
 
     def __init__(self, sink: Http2Sink, limits: Http2Limits) -> None:
@@ -61,6 +65,7 @@ class EngineBase:
         self._goaway_last = LARGEST_STREAM_ID
         self._resets_left = limits.reset_budget
         self._control_left = limits.control_budget
+        self._acks_due = 0  # WINDOW_UPDATEs that DATA of ours have called for
         self._spent = False  # something was taken from the budgets and is not back
         self._idle_priorities: dict[int, tuple[int, bool]] = {}
 
@@ -135,9 +140,15 @@ class EngineBase:
 
         Peers acknowledge by the piece they have taken, which may be a kilobyte, on the stream and on the connection.
         """
-        gain = size // _BYTES_FOR_ONE + (2 if room > 0 else 0)
-        if gain:
-            self._gain(gain, 0)
+        due = self._acks_due + size // _BYTES_FOR_ONE + (2 if room > 0 else 0)
+        self._acks_due = min(due, _MOST_ACKS_DUE)
+
+    def spend_window_update(self) -> None:
+        """One that answers DATA is free, whenever it comes: a window's worth of them may be on its way."""
+        if self._acks_due:
+            self._acks_due -= 1
+        else:
+            self.spend_control()
 
     def gain_read(self) -> None:
         """Bytes have arrived: a flood comes many frames at a time."""

@@ -90,8 +90,8 @@ class Http2Limits:
             may be open, so that a browser may give up a whole page at once.
         control_budget: frames that carry nothing: PING, SETTINGS, PRIORITY, WINDOW_UPDATE, empty DATA, unknown types,
             frames on closed streams. nghttp2 allows bursts of 1000, too. Each read gives 2 back (one frame a packet is
-            no flood), each complete response 8, DATA that the window did not cut short 2 (they will be acknowledged), and
-            128 bytes of any DATA 1: who opens a window of some bytes at a time is as much of a flood.
+            no flood), each complete response 8. WINDOW_UPDATEs that answer DATA are free: 2 for a piece that the window
+            did not cut short, and 1 for 128 bytes of any; a window of some bytes at a time is as much of a flood.
         idle_priorities: PRIORITY_UPDATE frames remembered for streams that are not open yet.
         closed_streams: how many closed streams are remembered by how they ended.
     """
@@ -199,6 +199,9 @@ class Http2Engine(Protocol):
 
     def room(self, stream_id: int) -> int:
         """Bytes of DATA that may be sent now: what both windows allow, never under 0."""
+
+    def stream_room(self, stream_id: int) -> int:
+        """What the stream's own window allows, whatever the connection's does."""
 
     def send_data(self, stream_id: int, data: bytes | memoryview, end: bool) -> None:
         """A part of the body, at most `room()`; it is split into frames."""

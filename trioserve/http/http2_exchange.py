@@ -51,6 +51,7 @@ class Http2Exchange(StreamPipe, Exchange):
     _trailers: Fields | None = None
     _ends_with_file = False
     _body_waited = 0.0
+    _sent_before = 0  # of the whole connection, when this was last asked for
     _body_deadline = 0.0  # while a task waits for the body
 
     def __init__(
@@ -103,8 +104,12 @@ class Http2Exchange(StreamPipe, Exchange):
 
     def outlasts(self, phase: str) -> bool:
         """Waiting for its turn, or for the socket, is not the stream's lateness: that is the connection's phase."""
-        if phase != "response_write" or not self.unsent or not self.engine.room(self.stream_id):
+        engine, sent = self.engine, self.output.sent
+        if phase != "response_write" or not self.unsent or not engine.stream_room(self.stream_id):
             return False
+        if not engine.room(self.stream_id) and sent == self._sent_before:
+            return False  # the connection's window is closed, and not because siblings use it up
+        self._sent_before = sent
         self.stream.start_write()
         return True
 
@@ -141,6 +146,9 @@ class Http2Exchange(StreamPipe, Exchange):
     # -- the request body ------------------------------------------------------------------------------------
 
     def data_received(self, data: bytes, flow_size: int) -> None:
+        if self.state is _COMPLETE:
+            self.engine.acknowledge(self.stream_id, flow_size)
+            return
         super().data_received(data, flow_size)
         if self.received_bytes > self.stream.worker.limits.body_size and self.refusal is None:
             self.refusal = RequestRefused(413, f"a body of over {self.received_bytes} bytes")
@@ -295,6 +303,8 @@ class Http2Exchange(StreamPipe, Exchange):
     def _complete(self, size: int) -> None:
         self.state = _COMPLETE
         self.response_bytes = size
+        if self.received:
+            self.forget_received()  # `receive()` gives no body any more: its room is the other streams'
         if self._receiving:
             self.wake_reader()
 

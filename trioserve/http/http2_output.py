@@ -28,6 +28,9 @@ WRITE_SIZE = 64 * 1024
 _TURN = 256 * 1024
 _INCREMENTAL_TURN = 16 * 1024
 
+# A peer that reads as fast as we send gets this much before the other connections have their turn.
+_PUMP_SIZE = 1024 * 1024
+
 # Frames that the peer does not read (acknowledgements of what it sends, resets): beyond, nothing more is read from it.
 _CHOKED = 256 * 1024
 
@@ -63,13 +66,13 @@ class Output:
         asked: the flusher will have us write.
         blocked: the kernel takes nothing at the moment.
         closed: nothing more can be written.
-        pending: bytes of body handed to the engine since the last write.
+        pending: bytes of body handed to the engine since the last write. sent: all of them.
         senders: the streams that wait for room.
     """
 
     __slots__ = (
-        "_connection", "_engine", "_flusher", "_on_change", "_queue", "_spawn", "_transport", "_waiter",
-        "asked", "blocked", "closed", "pending", "senders",
+        "_connection", "_continues", "_engine", "_flusher", "_on_change", "_queue", "_spawn", "_transport", "_waiter",
+        "asked", "blocked", "closed", "pending", "senders", "sent",
     )  # fmt: skip
 
     def __init__(
@@ -84,10 +87,12 @@ class Output:
         self._spawn: Callable[..., None] | None = None
         self._queue: list[bytes | memoryview] = []
         self.asked = False
+        self._continues = False
         self._waiter: Task | None = None
         self.blocked = False
         self.closed = False
         self.pending = 0
+        self.sent = 0
         self.senders: list[Sender] = []
 
     def __repr__(self) -> str:
@@ -199,6 +204,7 @@ class Output:
     def note_body(self, size: int) -> None:
         """A stream has given the engine a part of its body."""
         self.pending += size
+        self.sent += size
         if self.pending >= WRITE_SIZE:
             self.write()
         elif not self.asked:
@@ -206,7 +212,13 @@ class Output:
 
     def pump(self) -> None:
         """Have those who wait send, as far as the windows and the kernel allow."""
+        left = _PUMP_SIZE
         while self.senders and not self.blocked and not self.closed:
+            if left <= 0 and self._flusher is not None:
+                if not self._continues:
+                    self._continues = True
+                    self._flusher.request(self._continue)
+                break
             sender, room = self._choose()
             if sender is None:
                 break
@@ -219,10 +231,16 @@ class Output:
                 self.senders.remove(sender)
                 sender.all_sent()
             self.pending += sent
+            self.sent += sent
+            left -= sent
             if self.pending >= WRITE_SIZE:
                 self.write()
         if self._engine.out:
             self.request()
+
+    def _continue(self) -> None:
+        self._continues = False
+        self.pump()
 
     def _choose(self) -> tuple[Sender | None, int]:
         """The first in turn of those whose windows are open, and how far."""

@@ -83,6 +83,10 @@ class StreamPipe:
         """A task waits for something to arrive, or to be sent."""
         return self._reader is not None or bool(self._writers)
 
+    def note_answered(self) -> None:
+        """The stream was ended in the app's stead."""
+        self._ends = True
+
     # -- what has arrived ------------------------------------------------------------------------------------
 
     def data_received(self, data: bytes, flow_size: int) -> None:

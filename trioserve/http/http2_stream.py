@@ -219,6 +219,13 @@ async def _flush_rest(exchange: Http2Exchange) -> BaseException | None:
     """
     try:
         await exchange.wire_flush()
+    except OSError as broken:
+        # The peer's doing: what the boundary knows by identity, as if the app had waited itself.
+        if exchange.gone is None:
+            exchange.gone = ClientDisconnected(
+                broken.errno, f"the client is gone ({broken.strerror or broken})"
+            )
+        return exchange.gone
     except BaseException as raised:
         return raised
     return None

@@ -73,7 +73,7 @@ def tls_info(sock: ssl.SSLSocket) -> TlsInfo:
     version = sock.version() or ""
     chain: tuple[str, ...] = ()
     name = None
-    if sock.context.verify_mode != ssl.CERT_NONE:
+    if getattr(sock.context, "asks_clients", True):
         chain = _client_chain(sock)
         name = distinguished_name(sock.getpeercert() or {}) if chain else None
     return TlsInfo(
