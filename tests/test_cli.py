@@ -274,9 +274,9 @@ def test_version_names_what_a_bug_report_needs() -> None:
 
 
 def test_check_config_says_valid_and_notes_what_is_odd(tmp_path: Path) -> None:
-    done = run("--check-config", "--h2-max-concurrent-streams", "5", "no_such:app", cwd=tmp_path)
+    done = run("--check-config", "--max-app-queue-size", "5", "no_such:app", cwd=tmp_path)
     assert (done.returncode, done.stdout) == (EXIT_OK, "configuration is valid\n")
-    assert done.stderr.startswith("info: command line: --h2-max-concurrent-streams = 5 (int) has no effect")
+    assert done.stderr.startswith("info: command line: --max-app-queue-size = 5 (int) has no effect")
 
 
 def test_check_config_refuses_a_wrong_file_without_a_traceback(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import ssl
+import sys
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -334,3 +335,27 @@ def test_check_config_looks_at_certificates(shop: Shop, capsys: pytest.CaptureFi
     Path(keyfile).write_text("")
     assert main(["--certfile", certfile, "--keyfile", keyfile, "--check-config", "x:app"]) == EXIT_CONFIG
     assert f"command line: --keyfile {keyfile}: there is no private key in it" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--sni-certificate", "bad host!=c.pem,k.pem,S3CRET"],
+        ["--sni-certificate", "S3CRET"],
+        ["-c", "c.toml"],
+    ],
+)
+def test_no_password_gets_into_a_message(
+    arguments: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "c.toml").write_text(
+        'ssl_keyfile_password = "S3CRET"\nkeyfile_pasword = "S3CRET"\n[sni_certificates."bad host!"]\n'
+        'certfile = "c.pem"\nkeyfile_password = "S3CRET"\n'
+    )
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as ended:
+        sys.exit(main([*arguments, "--check-config", "m:a"]))
+    assert ended.value.code != 0
+    said = capsys.readouterr()
+    assert "S3CRET" not in said.out + said.err
+    assert said.err

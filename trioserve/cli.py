@@ -251,7 +251,9 @@ def _converter(setting: Setting) -> Any:
         try:
             return setting.kind.parse_flag(text)
         except ValueError as error:
-            raise argparse.ArgumentTypeError(f"{text!r}: {error}") from error
+            raise argparse.ArgumentTypeError(
+                f"{'***' if setting.secret or setting.holds_secrets else repr(text)}: {error}"
+            ) from error
 
     return convert
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import Any
 
 import pytest
@@ -287,3 +288,62 @@ async def test_pings_are_answered_and_keep_no_idle_connection(
                 break
         assert client.peer.pongs in ([b"pingpong"] * 5, [b"pingpong"] * 6)
         assert 5 <= trio.current_time() - began < 9
+
+
+# -- what is the peer's doing ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("how", ["reset", "close"])
+async def test_a_peer_that_leaves_while_the_rest_is_flushed_is_no_fault_of_the_app(
+    http2_engine: str, how: str
+) -> None:
+    """The app has given up waiting for its last part and returned; we still send that part when the peer goes."""
+    returned = trio.Event()
+
+    async def handler(scope: Any, receive: Any, send: Any) -> None:
+        await start(send)
+        with trio.move_on_after(0.05):
+            await body(send, b"x" * 300_000)
+        returned.set()
+
+    async with serving(app_of(handler), h2c=True, http2_engine=http2_engine) as server:
+        context = server.worker.context
+        async with connected(server) as client:
+            stream = await client.open()
+            with trio.fail_after(10):
+                await returned.wait()
+            if how == "reset":
+                await client.reset(stream)
+        with trio.fail_after(10):
+            while context.connections:
+                await trio.sleep(0.005)
+        assert "A4" not in context.counters.faults
+        assert server.worker.context.boundary.failure is None
+
+
+async def test_handlers_that_outlast_their_streams_are_bounded(http2_engine: str) -> None:
+    """A stream is open no more once it is reset, but what serves it may be, for as long as the grace lasts."""
+    most = 0
+
+    async def handler(scope: Any, receive: Any, send: Any) -> None:
+        await start(send)
+        await body(send, b"x", more=True)
+        await trio.sleep_forever()
+
+    async with serving(
+        app_of(handler), h2c=True, http2_engine=http2_engine, h2_max_concurrent_streams=4
+    ) as server:
+        async with connected(server) as client:
+            # Refusals cost, too: in the end the connection is closed.
+            with suppress(trio.BrokenResourceError, EOFError):
+                for _ in range(30):
+                    streams = [await client.open() for _ in range(4)]
+                    answers = [client.peer.responses[each] for each in streams]
+                    await client.read_until(
+                        lambda _, answers=answers: all(each.body or each.over for each in answers)
+                    )
+                    for stream in streams:
+                        if not client.peer.responses[stream].over:
+                            await client.reset(stream)
+                    most = max(most, server.worker.context.in_flight)
+        assert 20 < most <= 41

@@ -626,3 +626,30 @@ async def test_wsgi_apps_have_no_websockets() -> None:
     async with serving(app) as server, server.connect() as raw:
         await raw.send(handshake())
         assert (await raw.read_response()).status == 403
+
+
+async def test_who_resets_before_the_session_is_accepted_harms_nobody(hub: str) -> None:
+    go = trio.Event()
+
+    async def late(receive: Any, send: Any) -> None:
+        await receive()
+        await go.wait()
+        await send({"type": "websocket.accept"})
+
+    app = Handled(late, accept=False)
+    async with serving(app, hub=hub) as server:
+        async with server.connect() as client:
+            await client.send(handshake())
+            with trio.fail_after(10):
+                while not app.scopes:
+                    await trio.sleep(0.005)
+            client.reset()
+        await trio.testing.wait_all_tasks_blocked(0.02)
+        go.set()
+        with trio.fail_after(10):
+            await app.ended.wait()
+            while server.worker.context.connections:
+                await trio.sleep(0.005)
+        assert isinstance(app.outcomes[0], ClientDisconnected)
+        assert server.worker.context.boundary.failure is None
+        assert set(server.worker.context.counters.faults) <= {"C2"}

@@ -53,7 +53,9 @@ class Source:
 
     def describe(self, name: str, value: Any, setting: Setting | None = None) -> str:
         """Place, value and type, as the start of a message; secrets are masked."""
-        shown = "***" if setting is not None and setting.secret else _shorten.repr(value)
+        # What is refused may be a secret under a name that is misspelled, or hold one that was to be told apart.
+        hidden = setting.secret or setting.holds_secrets if setting is not None else "pas" in name.lower()
+        shown = "***" if hidden else _shorten.repr(value)
         return f"{self.place(name)} = {shown} ({type(value).__name__})"
 
 

@@ -37,6 +37,7 @@ class Setting:
     command_only: bool = False  # for processes: `serve()` ignores it with a warning
     without_effect: str = ""  # why a value other than the default changes nothing (yet)
     secret: bool = False
+    holds_secrets: bool = False
     positional: bool = False  # an argument of the command, not a flag
     write_only: bool = False  # hypercorn's `cert_reqs`: an old spelling that sets another setting
 

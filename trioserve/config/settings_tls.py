@@ -81,6 +81,7 @@ TLS = under(
         help="Further certificates by the host name that a client asks for, *.example.com included; repeatable",
         reason="none: one certificate can have many names",
         flags=("--sni-certificate",),
+        holds_secrets=True,
     ),
     Setting(
         "insecure_bind",

@@ -82,7 +82,7 @@ def _split_text(item: object) -> tuple[str, object]:
         raise ValueError(f"{item!r} is {type(item).__name__}")
     host, equals, files = item.partition("=")
     if not equals:
-        raise ValueError(f"{item!r} is not HOST=CERT,KEY")
+        raise ValueError("an entry is not HOST=CERT,KEY")  # it may hold a password
     return host, dict(zip(_FIELDS, files.split(",", 2), strict=False))
 
 
@@ -169,7 +169,10 @@ def create_context(config: Config, files: CertificateFiles) -> ssl.SSLContext:
         context.set_alpn_protocols(protocols)
     _load_chain(context, files)
     # For ASGI's tls extension: OpenSSL has it, but Python gives no way to ask for it.
-    vars(context)["own_certificate"] = first_certificate(files.certfile)
+    try:
+        vars(context)["own_certificate"] = first_certificate(files.certfile)
+    except OSError as error:
+        raise ConfigError(f"certfile = {files.certfile} cannot be read: {error.strerror}") from None
     if config.ca_certs is not None:
         _load_authorities(context, config.ca_certs)
     if config.verify_mode is not None:

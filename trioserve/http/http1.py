@@ -18,7 +18,7 @@ from trioserve.http.engine import Engine
 from trioserve.http.http1_exchange import Http1Exchange
 from trioserve.http.http1_websocket import serve_upgrade
 from trioserve.http.response import minimal_response, prepare_message
-from trioserve.net.transport import BODY_READ_SIZE
+from trioserve.net.transport import BODY_READ_SIZE, READ_SIZE
 from trioserve.observe.access_log import AccessEntry
 from trioserve.observe.in_flight import NO_REQUEST, PATH_SIZE
 from trioserve.static.answers import Answer
@@ -119,6 +119,9 @@ class Http1:
                     return
                 elif connection.phase != "request_head" and engine.in_head:
                     connection.start_phase("request_head", clock() + worker.timeouts.request_head)
+                elif watch.readable and len(data) < READ_SIZE:
+                    # TLS in records of a byte or so: each a read, and thousands may be here already.
+                    await trio.lowlevel.checkpoint()
                 data = transport.recv_nowait() if watch.readable or worker.draining else None
 
             # -- run the app on it

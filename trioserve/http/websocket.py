@@ -86,6 +86,9 @@ async def run_websocket(
     finally:
         error = None  # its traceback holds this frame
         stream.on_readable = None
+        if not session.was_open and exchange.gone is None:
+            exchange.gone = session.gone  # by which the boundary knows that it was the peer's doing
+        session.gone = None  # its traceback holds the session
         if session.was_open:
             context.exchange = None
     return False

@@ -196,11 +196,12 @@ class FrameReader:
         messages: whole messages in their order, each with `TEXT` and a str or `BINARY` and bytes; to be taken off.
         controls: pings, pongs and the close frame, in their order; to be taken off. Nothing is read after a close.
         received: bytes of payload that have arrived in messages.
+        inflated: bytes that have come out of decompressing them.
     """
 
     __slots__ = (
         "_body", "_fin", "_inflate", "_inflater", "_left", "_mask", "_max_size", "_opcode", "_pending", "_utf8",
-        "closed", "controls", "messages", "received",
+        "closed", "controls", "inflated", "messages", "received",
     )  # fmt: skip
 
     def __init__(self, max_size: int, inflater: Inflater | None = None) -> None:
@@ -217,6 +218,7 @@ class FrameReader:
         self.messages: list[Message] = []
         self.controls: list[tuple[int, bytes]] = []
         self.received = 0
+        self.inflated = 0
         self.closed = False
 
     @property
@@ -350,6 +352,7 @@ class FrameReader:
         self._mask = mask[turn:] + mask[:turn]
         if self._inflate and self._inflater is not None:
             part = self._inflater.inflate(part, self._max_size - len(self._body))
+            self.inflated += len(part)
         self._add(part)
         if not self._left:
             self._end_frame()

@@ -182,7 +182,8 @@ class WorkerProcess:
         """Give an order and return what the worker has to say about it; None if it is gone before it says anything."""
         answered, answer = self._answers.setdefault(order, (trio.Event(), []))
         if not self.tell(order):
-            del self._answers[order]
+            self._answers.pop(order, None)
+            answered.set()
             return None
         await answered.wait()
         return answer[0] if answer else None

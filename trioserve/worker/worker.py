@@ -31,7 +31,7 @@ from trioserve.asgi.lifespan import Lifespan
 from trioserve.asgi.server_names import serve_only
 from trioserve.config import Config, resolve_exceptions
 from trioserve.config.tls_context import find_certificate_remarks
-from trioserve.errors import BindError, ConfigError, LifespanFailed
+from trioserve.errors import BindError, LifespanFailed
 from trioserve.http import engines
 from trioserve.http.flusher import Flusher
 from trioserve.http.response import DefaultFields
@@ -235,7 +235,9 @@ class Worker:
             return "there is no TLS here"
         try:
             self.certificates.reload()
-        except ConfigError as error:
+        except (
+            Exception
+        ) as error:  # a ConfigError, or what a subclass of Config raises: the old ones are good
             log.error("certificates are not reloaded, serving on with the old ones: %s", error)
             return str(error)
         log.info("certificates are reloaded")
