@@ -97,6 +97,7 @@ class Exchange:
     _request_told = False  # the app has been given the end of the request body
     _receiving = False
     _sending: bool
+    _ends_with_file = False  # what is being sent is a file, and the last part of the body
     _last_yield = 0.0
 
     def outlasts(self, _phase: str) -> bool:
@@ -105,6 +106,26 @@ class Exchange:
 
     def note_drain(self) -> None:
         """A drain has begun: a request is answered all the same."""
+
+    @property
+    def response_started(self) -> bool:
+        """The head is on the wire, or at least handed over."""
+        return self.state > _HELD
+
+    @property
+    def response_complete(self) -> bool:
+        """All of the response was handed to the transport."""
+        return self.state is _COMPLETE
+
+    @property
+    def response_given(self) -> bool:
+        """The app has said all: the response is complete, or the last part of it is a file that is being sent."""
+        return self.state is _COMPLETE or (self._ends_with_file and self._sending)
+
+    @property
+    def is_sending(self) -> bool:
+        """A task of the app is in `send()`, waiting."""
+        return self._sending
 
     # -- what the app awaits ---------------------------------------------------------------------------------
 

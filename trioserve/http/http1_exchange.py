@@ -58,7 +58,6 @@ class Http1Exchange(Http1Request):
     _block = b""
     _flags = 0
     _flush_asked = False
-    _ends_with_file = False
     _is_head: bool
     _chunked = False
     _expected: int | None = None
@@ -80,26 +79,6 @@ class Http1Exchange(Http1Request):
 
     def __repr__(self) -> str:
         return f"<exchange {self.engine.method} {self.state.name} status={self.status}>"
-
-    @property
-    def response_started(self) -> bool:
-        """The head is on the wire, or at least handed over."""
-        return self.state > _HELD
-
-    @property
-    def response_complete(self) -> bool:
-        """All of the response was handed to the transport."""
-        return self.state is _COMPLETE
-
-    @property
-    def response_given(self) -> bool:
-        """The app has said all: the response is complete, or the last part of it is a file that is being sent."""
-        return self.state is _COMPLETE or (self._ends_with_file and self._sending)
-
-    @property
-    def is_sending(self) -> bool:
-        """A task of the app is in `send()`, waiting."""
-        return self._sending
 
     @property
     def ends_with_connection(self) -> bool:

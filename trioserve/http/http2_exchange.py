@@ -49,7 +49,6 @@ class Http2Exchange(StreamPipe, Exchange):
     _flags = 0
     _expected: int | None = None
     _trailers: Fields | None = None
-    _ends_with_file = False
     _body_waited = 0.0
     _sent_before = 0  # of the whole connection, when this was last asked for
     _body_deadline = 0.0  # while a task waits for the body
@@ -78,29 +77,9 @@ class Http2Exchange(StreamPipe, Exchange):
         return f"<exchange {self.head.method} {self.state.name} status={self.status}>"
 
     @property
-    def response_started(self) -> bool:
-        """The head is with the engine."""
-        return self.state > _HELD
-
-    @property
-    def response_complete(self) -> bool:
-        """The app has said all, and it was taken."""
-        return self.state is _COMPLETE
-
-    @property
-    def response_given(self) -> bool:
-        """The app has said all: the response is complete, or the last part of it is a file that is being sent."""
-        return self.state is _COMPLETE or (self._ends_with_file and self._sending)
-
-    @property
     def request_complete(self) -> bool:
         """Nothing more of the request will arrive."""
         return self.ended or self.told_gone
-
-    @property
-    def is_sending(self) -> bool:
-        """A task of the app is in `send()`, waiting."""
-        return self._sending
 
     def outlasts(self, phase: str) -> bool:
         """Waiting for its turn, or for the socket, is not the stream's lateness: that is the connection's phase."""

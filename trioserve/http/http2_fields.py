@@ -23,8 +23,10 @@ from trioserve.http.response import (
     REFUSED,
     SERVER,
     TRANSFER_ENCODING,
+    check_hop_by_hop,
     check_length,
     check_pair,
+    connection_options,
     kind_of,
 )
 
@@ -109,15 +111,10 @@ def _note_special(kind: int, name: bytes, value: Any) -> tuple[tuple[bytes, byte
     if kind == SERVER:
         return field, HAS_SERVER
     if kind == CONNECTION:
-        options = {option.strip() for option in value.lower().split(b",")}
-        if not options <= {b"close", b"keep-alive", b"upgrade"}:
-            raise invalid_header(name, value, "the server decides what concerns the connection")
+        connection_options(name, value)
         return None, 0
-    if kind == TRANSFER_ENCODING:
-        if value.strip().lower() != b"chunked":
-            raise invalid_header(name, value, "the server frames the body; leave it out")
-        return None, 0
-    raise invalid_header(name, value, "hop-by-hop fields are the server's to set")
+    check_hop_by_hop(kind, name, value)
+    return None, 0
 
 
 def check_fields(fields: Iterable[tuple[bytes, bytes]]) -> Fields:

@@ -185,15 +185,34 @@ def _note_special(kind: int, name: bytes, value: bytes) -> tuple[bytes, int]:
     if kind == SERVER:
         return line, HAS_SERVER
     if kind == CONNECTION:
-        options = {option.strip() for option in value.lower().split(b",")}
-        if not options <= {b"close", b"keep-alive", b"upgrade"}:
-            raise invalid_header(name, value, "the server decides what concerns the connection")
+        options = connection_options(name, value)
         return line if b"upgrade" in options else b"", ASKS_CLOSE if b"close" in options else 0
-    if kind == TRANSFER_ENCODING:
-        if value.strip().lower() != b"chunked":
-            raise invalid_header(name, value, "the server frames the body; leave it out")
-        return b"", 0
-    raise invalid_header(name, value, "hop-by-hop fields are the server's to set")
+    check_hop_by_hop(kind, name, value)
+    return b"", 0
+
+
+def connection_options(name: bytes, value: bytes) -> set[bytes]:
+    """What an app asks of the connection.
+
+    Raises:
+        InvalidResponse: something that is not its to ask.
+    """
+    options = {option.strip() for option in value.lower().split(b",")}
+    if not options <= {b"close", b"keep-alive", b"upgrade"}:
+        raise invalid_header(name, value, "the server decides what concerns the connection")
+    return options
+
+
+def check_hop_by_hop(kind: int, name: bytes, value: bytes) -> None:
+    """Pass over a `Transfer-Encoding: chunked`, which frameworks set and the server sees to.
+
+    Raises:
+        InvalidResponse: another transfer coding, or another field that is not the app's to set.
+    """
+    if kind != TRANSFER_ENCODING:
+        raise invalid_header(name, value, "hop-by-hop fields are the server's to set")
+    if value.strip().lower() != b"chunked":
+        raise invalid_header(name, value, "the server frames the body; leave it out")
 
 
 def field_block(fields: Iterable[tuple[bytes, bytes]]) -> bytes:
