@@ -393,9 +393,7 @@ class Http2:
     def _end_by_fault(self, fault: Http2Fault) -> None:
         """The peer broke the protocol: it alone loses its connection."""
         worker = self._worker
-        refused = worker.counters.refused
-        name = f"h2 {code_name(fault.code)}"
-        refused[name] = refused.get(name, 0) + 1
+        worker.counters.refused[f"h2 {code_name(fault.code)}"] += 1
         worker.error_log.debug("connection %d refused: HTTP/2 %s", self.connection.id, fault)
         self.output.write()
         self.linger = not self.output.closed

@@ -297,8 +297,7 @@ def _end_cancelled(http2: Http2, stream: StreamContext, exchange: Http2Exchange)
 def refuse(http2: Http2, stream: StreamContext, exchange: Http2Exchange, refusal: RequestRefused) -> None:
     """The peer's fault, on one stream: answered and counted."""
     worker = stream.worker
-    refused = worker.counters.refused
-    refused[str(refusal.status)] = refused.get(str(refusal.status), 0) + 1
+    worker.counters.refused[str(refusal.status)] += 1
     worker.error_log.debug("%r refused: %s", stream, refusal)
     log_request(stream, exchange, "refused", refusal.reason, status=refusal.status)
     extra = (RETRY_AFTER,) if refusal.status == 503 else ()

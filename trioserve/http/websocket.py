@@ -105,8 +105,7 @@ class WebSocket(WebSocketWire):
             self._ping(self._clock())
             return True
         if phase == "websocket_close":
-            late = self.context.worker.counters.late
-            late[phase] = late.get(phase, 0) + 1
+            self.context.worker.counters.late[phase] += 1
             self._peer_done = True
             self._end_stream()
             self._rest(phase, NEVER)
@@ -127,8 +126,7 @@ class WebSocket(WebSocketWire):
         if self._alive:
             self._dead_at = NEVER
         if now >= self._dead_at:
-            late = self.context.worker.counters.late
-            late["websocket_ping"] = late.get("websocket_ping", 0) + 1
+            self.context.worker.counters.late["websocket_ping"] += 1
             self.outcome = "late: websocket_ping"
             if not self.stream.is_full:
                 self._write_close(close_frame(INTERNAL_ERROR, "keepalive ping timeout"))

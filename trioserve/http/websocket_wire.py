@@ -278,8 +278,7 @@ class WebSocketWire(WebSocketSession):
     def _fail(self, fault: WebSocketFault) -> None:
         """The peer breaks the protocol or a limit (RFC 6455 section 7.1.7): say so, and listen no more."""
         worker = self.context.worker
-        refused = worker.counters.refused
-        refused[str(fault.code)] = refused.get(str(fault.code), 0) + 1
+        worker.counters.refused[str(fault.code)] += 1
         worker.error_log.debug("connection %d: WebSocket failed: %s", self.context.id, fault)
         self.outcome, self.error = "refused", str(fault)
         self._reader.closed = True

@@ -212,8 +212,7 @@ class Boundary:
         if name == "X1":
             exit_code = _exit_status(_exit_leaf(error), exit_code)
         fault = Fault(name, error, verdict, row.status, exit_code, summarise(error))
-        faults = self._worker.counters.faults
-        faults[name] = faults.get(name, 0) + 1
+        self._worker.counters.faults[name] += 1
         self._log(fault, connection, exchange)
         if name not in ("C1", "C2", "C3", "C4"):
             self._report(fault, connection, exchange)

@@ -158,8 +158,7 @@ class Phased:
                 self.handler_deadline = self.deadline = NEVER
                 return
         self.late = self.phase
-        late = self.worker.counters.late
-        late[self.phase] = late.get(self.phase, 0) + 1
+        self.worker.counters.late[self.phase] += 1
         self.scope.cancel(reason=f"late: {self.phase}")
 
     def peer_gone(self) -> None:

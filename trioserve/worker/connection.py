@@ -124,8 +124,7 @@ async def _serve(protocol: Protocol, data: bytes | None) -> None:
         await protocol.serve(data)
     except RequestRefused as refusal:
         # The peer's fault: answered and counted; the answer is sent before the connection closes.
-        refused = worker.counters.refused
-        refused[str(refusal.status)] = refused.get(str(refusal.status), 0) + 1
+        worker.counters.refused[str(refusal.status)] += 1
         worker.error_log.debug("connection %d refused: %s", connection.id, refusal)
         protocol.end_refused(refusal)
     except OSError:
