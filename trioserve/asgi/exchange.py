@@ -331,11 +331,15 @@ class Exchange:
         if broken is not None:
             self.raise_disconnected(broken)
 
-    def raise_disconnected(self, error: OSError) -> NoReturn:
-        """Turn a broken connection into the one error that the boundary knows by identity."""
+    def note_gone(self, error: OSError) -> ClientDisconnected:
+        """What a broken connection is for the app: the one error that the boundary knows by identity."""
         if self.gone is None:
             self.gone = ClientDisconnected(error.errno, f"the client is gone ({error.strerror or error})")
-        raise self.gone from error
+        return self.gone
+
+    def raise_disconnected(self, error: OSError) -> NoReturn:
+        """Tell the app of a broken connection."""
+        raise self.note_gone(error) from error
 
     # -- what the protocol supplies --------------------------------------------------------------------------
 

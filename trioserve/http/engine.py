@@ -361,6 +361,10 @@ class Engine:
             rest = b"*"  # RFC 9112 section 3.2.4
         self.target = rest if rest[:1] in (b"/", b"*") else b"/" + rest
 
+    def request_facts(self) -> tuple[str, bytes, str, Headers, int]:
+        """Method, target, version, fields and bytes of body so far, for logs and reports; also of what was refused."""
+        return self.method, self.target, self.version, self.headers, self.body_bytes
+
     # -- what a parser supplies ------------------------------------------------------------------------------
 
     def parse_fields(self, head: bytes) -> Headers:

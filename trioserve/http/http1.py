@@ -7,7 +7,6 @@ does all the waiting. Cancelling it closes the connection: what of a response is
 
 from __future__ import annotations
 
-import time
 from typing import Any
 
 import trio
@@ -17,9 +16,9 @@ from trioserve.errors import IncompleteResponse, RequestRefused, TaskLeak
 from trioserve.http.engine import Engine
 from trioserve.http.http1_exchange import Http1Exchange
 from trioserve.http.http1_websocket import serve_upgrade
+from trioserve.http.http_exchange import LATE_STATUS, log_exchange
 from trioserve.http.response import minimal_response, prepare_message
 from trioserve.net.transport import BODY_READ_SIZE, READ_SIZE
-from trioserve.observe.access_log import AccessEntry
 from trioserve.observe.in_flight import NO_REQUEST, PATH_SIZE
 from trioserve.static.answers import Answer
 from trioserve.structure.boundary import ROWS, Fault, is_cancellation
@@ -31,9 +30,6 @@ _NONE, _COMPLETE = ResponseState.NONE, ResponseState.COMPLETE
 # How much of an unread request body is read and thrown away to keep the connection; beyond it, closing is cheaper.
 _DISCARD_SIZE = 256 * 1024
 
-# Phases of a request whose lateness is answered, and with what, if the response has not begun.
-_LATE_STATUS = {"request_body": 408, "request": 503}
-
 _RETRY_AFTER = b"retry-after: 1\r\n"
 
 # Fields that a refusal has besides those of any. 426: RFC 9110 section 15.5.22, RFC 6455 section 4.4.
@@ -41,9 +37,6 @@ _REFUSAL_FIELDS = {
     426: b"upgrade: websocket\r\nconnection: upgrade\r\nsec-websocket-version: 13\r\n",
     503: _RETRY_AFTER,
 }
-
-# What the access log calls the end of a response that was not the app's doing, by the boundary's row.
-_OUTCOMES = {"C2": "peer gone", "C4": "file error"}
 
 
 class Http1:
@@ -293,8 +286,7 @@ class Http1:
                 self.write_last_words(fault.status)
         else:
             self.truncate(exchange)
-        outcome = _OUTCOMES.get(fault.row, "app error")
-        self.log(outcome, fault.summary, status=None if exchange.response_started else fault.status)
+        self.log(fault.outcome, fault.summary, status=None if exchange.response_started else fault.status)
         self.end()
         return False
 
@@ -309,20 +301,9 @@ class Http1:
             self.linger = True
 
     def _unfinished_business(self, exchange: Http1Exchange) -> BaseException | None:
-        if exchange.state is _COMPLETE:
-            if exchange.queue and exchange.is_sending:
-                return IncompleteResponse(
-                    "the app returned while a task that it has left running was in send()"
-                )
-            return None
-        peer_gone = exchange.told_gone or self.connection.transport.broken is not None
-        if exchange.file_error is not None and (exchange.torn or not peer_gone):
-            return exchange.file_error
-        if peer_gone:
-            return exchange.gone or IncompleteResponse("the app stopped because the client had gone")
-        if exchange.state is _NONE:
-            return IncompleteResponse("the app returned without sending a response")
-        return IncompleteResponse(f"the app returned while its response was {exchange.state.name.lower()}")
+        if exchange.state is _COMPLETE and exchange.queue and exchange.is_sending:
+            return IncompleteResponse("the app returned while a task that it has left running was in send()")
+        return exchange.find_unfinished()
 
     def end_refused(self, refusal: RequestRefused) -> None:
         """Answer a request that cannot be served."""
@@ -345,7 +326,7 @@ class Http1:
             if exchange.response_started:
                 self.truncate(exchange)  # it may only have shut down its side, and read on
             return
-        status = _LATE_STATUS.get(phase)
+        status = LATE_STATUS.get(phase)
         if status is not None and not exchange.response_started:
             self.log(f"late: {phase}", status=status)
             self.write_last_words(status, _RETRY_AFTER if status == 503 else b"")
@@ -447,36 +428,6 @@ class Http1:
 
         `status` is ours where we answer in the app's stead; otherwise it is the app's.
         """
-        connection = self.connection
-        access_log = connection.worker.access_log
-        if access_log is None:
-            return
-        exchange = self.exchange
-        if status is None and exchange is not None:
-            status = exchange.status
-        engine = self.engine
-        now = connection.worker.clock()
-        started = now if exchange is None else exchange.started_at
-        head_at = None if exchange is None else exchange.head_at
-        access_log.log(
-            AccessEntry(
-                time.time() - (now - started),
-                connection.client,
-                connection.server,
-                connection.scheme,
-                engine.method,
-                engine.target,
-                engine.version,
-                engine.headers,
-                status,
-                () if exchange is None else exchange.fields,
-                engine.body_bytes,
-                0 if exchange is None else exchange.response_bytes,
-                now - started,
-                None if head_at is None else head_at - started,
-                outcome,
-                connection.id,
-                connection.requests,
-                error,
-            )
-        )
+        if self.connection.worker.access_log is not None:
+            request = self.engine.request_facts()
+            log_exchange(self.connection, request, self.exchange, outcome, error, status=status)

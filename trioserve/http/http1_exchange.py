@@ -7,14 +7,13 @@ for under the phase `response_write`. What cancelling does is told in `asgi/exch
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from typing import Any
+from collections.abc import Iterable
 
 from trioserve.asgi.exchange import ResponseState, check_body_length, listed
 from trioserve.asgi.file_body import FilePart
-from trioserve.errors import WrongContentLength
 from trioserve.http.engine import Engine
 from trioserve.http.http1_request import Http1Request
+from trioserve.http.http_exchange import as_bytes
 from trioserve.http.response import (
     ASKS_CLOSE,
     BODILESS,
@@ -49,16 +48,13 @@ class Http1Exchange(Http1Request):
 
     Attributes:
         completed_at: when a response that left in one piece was complete (trio's clock); 0 for others.
-        fields: the app's response header fields, for the log.
     """
 
     completed_at = 0.0
-    fields: Sequence[tuple[bytes, bytes]] = ()
     queued = 0
     _block = b""
     _flags = 0
     _flush_asked = False
-    _is_head: bool
     _chunked = False
     _expected: int | None = None
     _trailers: list[bytes] | None
@@ -85,21 +81,6 @@ class Http1Exchange(Http1Request):
         """The body has no framing of its own: only the end of the connection ends it."""
         return self.state is _STREAMING and not self._chunked and self._expected is None and not self._is_head
 
-    def describe(self) -> dict[str, Any]:
-        """For logs and reports: no query, no values."""
-        engine = self.engine
-        return {
-            "method": engine.method,
-            "http_version": engine.version,
-            "path": engine.target.partition(b"?")[0].decode("ascii", "replace"),
-            "header_names": [name.decode("latin-1") for name, _ in engine.headers],
-            "response": self.state.name.lower(),
-            "status": self.status,
-            "elapsed": self.connection.worker.clock() - self.started_at,
-            "request_bytes": engine.body_bytes,
-            "response_bytes": self.response_bytes,
-        }
-
     # -- the response head -----------------------------------------------------------------------------------
 
     def wire_start(self, status: int, headers: Iterable[tuple[bytes, bytes]], trailers: bool) -> None:
@@ -114,7 +95,7 @@ class Http1Exchange(Http1Request):
         if self.state is _STREAMING:
             return self._send_next(body, more)
         if type(body) is not bytes:
-            body = _as_bytes(body)
+            body = as_bytes(body)
         status = self.status
         if more or self._is_head or status in BODILESS or self._trailers is not None:
             return self._send_first(body, more)
@@ -160,10 +141,6 @@ class Http1Exchange(Http1Request):
             return b"".join((self._block, fields, framing, KEEP_ALIVE, b"\r\n", body))
         return b"".join((self._block, fields, framing, b"\r\n", body))
 
-    def _check_bodiless(self, size: int) -> None:
-        if size and not self._is_head:
-            raise WrongContentLength(f"a {self.status} response has no body, but the app sent {size} bytes")
-
     # -- the response body -----------------------------------------------------------------------------------
 
     def _send_first(self, body: bytes, more: bool) -> bool:
@@ -178,7 +155,7 @@ class Http1Exchange(Http1Request):
             # RFC 9110 section 8.6: not in a 204, where frameworks set it out of habit.
             framing = b"content-length: %d\r\n" % self._expected
         if self._is_head or self.status in BODILESS:
-            self._check_bodiless(size)
+            self.check_bodiless(size)
             if size and not more and self._expected is None and self.status not in BODILESS:
                 # What a GET would be told. An app that sends no body to HEAD has not said (RFC 9110 section 8.6).
                 framing = b"content-length: %d\r\n" % size
@@ -197,7 +174,7 @@ class Http1Exchange(Http1Request):
 
     def _send_next(self, body: bytes, more: bool, *, checked: bool = False) -> bool:
         if type(body) is not bytes:
-            body = _as_bytes(body)  # a copy: it may be held back, and the app may write to its own
+            body = as_bytes(body)  # a copy: it may be held back, and the app may write to its own
         if self.torn:
             self.raise_torn()
         size = len(body)
@@ -205,7 +182,7 @@ class Http1Exchange(Http1Request):
             total = self.response_bytes + size
             if not checked:
                 if self.status in BODILESS:
-                    self._check_bodiless(size)
+                    self.check_bodiless(size)
                 check_body_length(total, self._expected, not more)
             self.response_bytes = total
             if self._chunked:
@@ -355,13 +332,6 @@ class Http1Exchange(Http1Request):
 
     # -- files -----------------------------------------------------------------------------------------------
 
-    def wire_takes_body(self) -> bool:
-        return not self._is_head and self.status not in BODILESS
-
-    async def wire_open(self, path: str | bytes) -> int:
-        files: FileSender = self.connection.worker.files
-        return await files.open(path)
-
     async def wire_send_file(self, part: FilePart, more: bool) -> None:
         connection = self.connection
         files: FileSender = connection.worker.files
@@ -369,7 +339,7 @@ class Http1Exchange(Http1Request):
         await files.prepare(part)  # now, while an error can still be answered with one
         self.transport.watch.on_writable = None  # what is held back goes with the file
         if connection.phase == "response_write":
-            self._end_write()
+            self.end_write()
         if self.state is _HELD:
             self._hold_head(size, more)
         else:
@@ -390,10 +360,6 @@ class Http1Exchange(Http1Request):
         if self.wire_write_queue():
             await self.wire_flush()
 
-    def note_sent(self, count: int) -> None:
-        """Bytes of a file are with the kernel."""
-        self.response_bytes += count
-
     async def write(self, data: bytes) -> None:
         """Bytes of a file that could not be sent without reading it."""
         self.queue.append(data)
@@ -407,15 +373,7 @@ class Http1Exchange(Http1Request):
         try:
             await self.transport.watch.wait_writable()
         finally:
-            self._end_write()
-
-    def _end_write(self) -> None:
-        connection = self.connection
-        if self._body_deadline and not self.transport.watch.closed:
-            # Another task of the app still waits for the body.
-            connection.start_phase("request_body", self._body_deadline)
-        else:
-            connection.enter_handler()
+            self.end_write()
 
     # -- writing ---------------------------------------------------------------------------------------------
 
@@ -443,7 +401,7 @@ class Http1Exchange(Http1Request):
             while self.queue and self.wire_write_queue():
                 await self.wait_room()
         finally:
-            self._end_write()
+            self.end_write()
 
     def flush_in_background(self) -> None:
         """Called by the flusher or the hub: write what was held back, and again once the peer has made room."""
@@ -463,12 +421,4 @@ class Http1Exchange(Http1Request):
             if connection.phase != "request_body":
                 connection.start_write()
         elif connection.phase == "response_write":
-            self._end_write()
-
-
-def _as_bytes(body: Any) -> bytes:
-    if isinstance(body, bytes):
-        return body
-    if not isinstance(body, bytearray | memoryview):
-        raise TypeError(f"a bytes-like object is required, not {type(body).__name__}")
-    return bytes(body)
+            self.end_write()

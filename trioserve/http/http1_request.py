@@ -10,37 +10,28 @@ from typing import Any
 
 import trio
 
-from trioserve.asgi.exchange import Exchange, ResponseState
+from trioserve.asgi.exchange import ResponseState
 from trioserve.asgi.scope import http_scope
 from trioserve.errors import RequestRefused
 from trioserve.http.engine import Engine
+from trioserve.http.http_exchange import HttpExchange, RequestFacts
 from trioserve.http.response import CONTINUE
 from trioserve.net.transport import BODY_READ_SIZE
 from trioserve.structure.context import ConnectionContext, Message
 
 
-class Http1Request(Exchange):
+class Http1Request(HttpExchange):
     """What the app reads.
 
     Attributes:
-        started_at: when the head was whole (trio's clock).
         keep_alive: whether the connection may serve another request after this one; decided with the response's head.
         queue: bytes for the peer that the kernel has not taken yet.
-        refusal: why the request body could not be read on (malformed, too large), or None.
-        told_gone: `receive()` has said `http.disconnect` although the response was not complete.
-        admitted: it holds a place of `max_concurrent_requests`.
     """
 
     connection: ConnectionContext
     engine: Engine
-    started_at: float
     keep_alive: bool
     queue: list[bytes | memoryview]
-    refusal: RequestRefused | None = None
-    told_gone = False
-    admitted = False
-    _body_waited = 0.0
-    _body_deadline = 0.0  # while a task waits for the body
 
     def scope(self) -> Any:
         """The ASGI scope of this request."""
@@ -56,6 +47,9 @@ class Http1Request(Exchange):
         if connection.worker.debug_extension:
             extensions["http.response.debug"] = {}
         return http_scope(connection, engine.method, engine.target, version, engine.headers, extensions)
+
+    def request_facts(self) -> RequestFacts:
+        return self.engine.request_facts()
 
     @property
     def request_complete(self) -> bool:
@@ -114,7 +108,7 @@ class Http1Request(Exchange):
         ):
             return {"type": "http.disconnect"}
         began = clock()
-        self._body_deadline = began + self._body_patience()
+        self._body_deadline = began + self.body_patience(self.engine.body_bytes)
         connection.start_phase("request_body", self._body_deadline)
         try:
             while True:
@@ -146,16 +140,6 @@ class Http1Request(Exchange):
             self.told_gone = True
             self.keep_alive = False
         return not self.told_gone
-
-    def _body_patience(self) -> float:
-        """Seconds that the next part may take: the pause between parts, or what the minimum rate leaves."""
-        timeouts = self.connection.worker.timeouts
-        patience = timeouts.request_body
-        if timeouts.request_body_min_rate:
-            earned = self.engine.body_bytes / timeouts.request_body_min_rate
-            allowed = max(timeouts.request_body_min_rate_grace, earned)
-            patience = min(patience, max(0.0, allowed - self._body_waited))
-        return patience
 
     # -- the peer --------------------------------------------------------------------------------------------
 

@@ -8,17 +8,18 @@ is told in `asgi/exchange.py`; a stream whose `send()` was cut is reset by whoev
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import Any
 
-from trioserve.asgi.exchange import Exchange, ResponseState, check_body_length, listed
+from trioserve.asgi.exchange import ResponseState, check_body_length, listed
 from trioserve.asgi.file_body import FilePart
 from trioserve.asgi.scope import http_scope
-from trioserve.errors import RequestRefused, WrongContentLength
+from trioserve.errors import RequestRefused
 from trioserve.http.http2_engine import Fields, Http2Engine, RequestHead
 from trioserve.http.http2_fields import check_fields, check_start
 from trioserve.http.http2_output import Output
 from trioserve.http.http2_pipe import StreamPipe
+from trioserve.http.http_exchange import HttpExchange, RequestFacts, as_bytes
 from trioserve.http.response import BODILESS
 from trioserve.static.answers import Answer
 from trioserve.static.sendfile import FileSender
@@ -27,31 +28,20 @@ from trioserve.structure.context import Message, StreamContext
 _NONE, _HELD, _STREAMING, _TRAILERS, _COMPLETE = ResponseState
 
 
-class Http2Exchange(StreamPipe, Exchange):
+class Http2Exchange(StreamPipe, HttpExchange):
     """One request and response on a stream.
 
     Attributes:
         head: of the request.
-        started_at: when the head was whole (trio's clock).
-        fields: the app's response header fields, for the log.
-        refusal: why the request body could not be read on (too large), or None.
-        told_gone: `receive()` has said `http.disconnect` although the response was not complete.
-        admitted: it holds a place of `max_concurrent_requests`.
         was_session: it has become a WebSocket session, which is over.
     """
 
-    fields: Sequence[tuple[bytes, bytes]] = ()
-    refusal: RequestRefused | None = None
-    told_gone = False
-    admitted = False
     was_session = False
     _checked: Fields
     _flags = 0
     _expected: int | None = None
     _trailers: Fields | None = None
-    _body_waited = 0.0
     _sent_before = 0  # of the whole connection, when this was last asked for
-    _body_deadline = 0.0  # while a task waits for the body
 
     def __init__(
         self, stream: StreamContext, engine: Http2Engine, output: Output, head: RequestHead, started_at: float
@@ -92,20 +82,9 @@ class Http2Exchange(StreamPipe, Exchange):
         self.stream.start_write()
         return True
 
-    def describe(self) -> dict[str, Any]:
-        """For logs and reports: no query, no values."""
+    def request_facts(self) -> RequestFacts:
         head = self.head
-        return {
-            "method": head.method,
-            "http_version": "2",
-            "path": head.target.partition(b"?")[0].decode("ascii", "replace"),
-            "header_names": [name.decode("latin-1") for name, _ in head.headers],
-            "response": self.state.name.lower(),
-            "status": self.status,
-            "elapsed": self.stream.worker.clock() - self.started_at,
-            "request_bytes": self.received_bytes,
-            "response_bytes": self.response_bytes,
-        }
+        return head.method, head.target, "2", head.headers, self.received_bytes
 
     def scope(self) -> Any:
         """The ASGI scope of this request."""
@@ -149,7 +128,7 @@ class Http2Exchange(StreamPipe, Exchange):
             self.engine.send_interim(self.stream_id, 100, ())
             self.output.request()
         began = clock()
-        self._body_deadline = began + self._body_patience()
+        self._body_deadline = began + self.body_patience(self.received_bytes)
         stream.start_phase("request_body", self._body_deadline)
         try:
             while True:
@@ -163,16 +142,6 @@ class Http2Exchange(StreamPipe, Exchange):
             self._body_deadline = 0.0
             # The time-out of the handler counts what the app takes, not what the client takes to send.
             stream.resume_handler(waited)
-
-    def _body_patience(self) -> float:
-        """Seconds that the next part may take: the pause between parts, or what the minimum rate leaves."""
-        timeouts = self.stream.worker.timeouts
-        patience = timeouts.request_body
-        if timeouts.request_body_min_rate:
-            earned = self.received_bytes / timeouts.request_body_min_rate
-            allowed = max(timeouts.request_body_min_rate_grace, earned)
-            patience = min(patience, max(0.0, allowed - self._body_waited))
-        return patience
 
     # -- the peer --------------------------------------------------------------------------------------------
 
@@ -199,7 +168,7 @@ class Http2Exchange(StreamPipe, Exchange):
         if self.transport.broken is not None:
             raise self.transport.broken
         if type(body) is not bytes:
-            body = _as_bytes(body)  # a copy: it may have to wait, and the app may write to its own
+            body = as_bytes(body)  # a copy: it may have to wait, and the app may write to its own
         if self.state is not _HELD:
             return self._send_next(body, more)
         size = len(body)
@@ -218,7 +187,7 @@ class Http2Exchange(StreamPipe, Exchange):
         """The head of a response that has several parts, no body, or trailers; the first part has `size` bytes."""
         no_body = self._is_head or self.status in BODILESS
         if no_body:
-            self._check_bodiless(size)
+            self.check_bodiless(size)
             if size and not more and self._expected is None and self.status not in BODILESS:
                 # What a GET would be told. An app that sends no body to HEAD has not said (RFC 9110 section 8.6).
                 self._expected = size
@@ -247,10 +216,6 @@ class Http2Exchange(StreamPipe, Exchange):
         self.engine.send_head(self.stream_id, 200, fields, False)
         self.output.request()
 
-    def _check_bodiless(self, size: int) -> None:
-        if size and not self._is_head:
-            raise WrongContentLength(f"a {self.status} response has no body, but the app sent {size} bytes")
-
     # -- the response body -----------------------------------------------------------------------------------
 
     def _send_next(self, body: bytes, more: bool, *, checked: bool = False) -> bool:
@@ -259,7 +224,7 @@ class Http2Exchange(StreamPipe, Exchange):
         size = len(body)
         if self._is_head or self.status in BODILESS:
             # The stream has ended with the head.
-            self._check_bodiless(size)
+            self.check_bodiless(size)
             if not more:
                 self._end_body()
             return False
@@ -317,13 +282,6 @@ class Http2Exchange(StreamPipe, Exchange):
 
     # -- files -----------------------------------------------------------------------------------------------
 
-    def wire_takes_body(self) -> bool:
-        return not self._is_head and self.status not in BODILESS
-
-    async def wire_open(self, path: str | bytes) -> int:
-        files: FileSender = self.stream.worker.files
-        return await files.open(path)
-
     async def wire_send_file(self, part: FilePart, more: bool) -> None:
         files: FileSender = self.stream.worker.files
         size = part.count
@@ -343,10 +301,6 @@ class Http2Exchange(StreamPipe, Exchange):
             self._end_body()
             if self.state is _COMPLETE and self.put(b"", True):
                 await self.wire_flush()
-
-    def note_sent(self, count: int) -> None:
-        """Bytes of a file are on their way."""
-        self.response_bytes += count
 
     async def write(self, data: bytes) -> None:
         """Bytes of a file that was read, since nothing else can put it on a stream."""
@@ -371,14 +325,4 @@ class Http2Exchange(StreamPipe, Exchange):
             await self.wait_sent()
         finally:
             stream.writing = False
-            if self._body_deadline and not stream.closed:
-                # Another task of the app still waits for the body.
-                stream.start_phase("request_body", self._body_deadline)
-            else:
-                stream.enter_handler()
-
-
-def _as_bytes(body: Any) -> bytes:
-    if not isinstance(body, bytes | bytearray | memoryview):
-        raise TypeError(f"a bytes-like object is required, not {type(body).__name__}")
-    return bytes(body)
+            self.end_write()

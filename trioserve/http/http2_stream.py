@@ -9,7 +9,6 @@ happens in here reaches the other streams.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -17,11 +16,11 @@ import trio
 from trio.lowlevel import Abort, wait_task_rescheduled
 
 from trioserve.asgi.exchange import ResponseState
-from trioserve.errors import ClientDisconnected, IncompleteResponse, RequestRefused, TaskLeak
+from trioserve.errors import ClientDisconnected, RequestRefused, TaskLeak
 from trioserve.http.http2_codes import ErrorCode
 from trioserve.http.http2_exchange import Http2Exchange
 from trioserve.http.http2_fields import minimal_response
-from trioserve.observe.access_log import AccessEntry
+from trioserve.http.http_exchange import LATE_STATUS, log_exchange
 from trioserve.observe.in_flight import NO_REQUEST, PATH_SIZE
 from trioserve.structure.boundary import ROWS, Fault, is_cancellation, is_scope_corruption
 from trioserve.structure.context import StreamContext
@@ -32,12 +31,6 @@ if TYPE_CHECKING:
     from trioserve.structure.admission import Admission
 
 _COMPLETE = ResponseState.COMPLETE
-
-# Phases whose lateness is answered, and with what, if the response has not begun.
-_LATE_STATUS = {"request_body": 408, "request": 503}
-
-# What the access log calls the end of a response that was not the app's doing, by the boundary's row.
-_OUTCOMES = {"C2": "peer gone", "C4": "file error"}
 
 RETRY_AFTER = (b"retry-after", b"1")
 
@@ -197,7 +190,7 @@ async def _settle(
         _end_cancelled(http2, stream, exchange)  # an app that has caught it, or made something else of it
         return False
     if error is None:
-        error = _unfinished_business(exchange)
+        error = exchange.find_unfinished()
     if stream.task.child_nurseries:
         leak = TaskLeak("the app ended with a nursery still open in the stream's task")
         leak.__cause__ = error
@@ -220,12 +213,7 @@ async def _flush_rest(exchange: Http2Exchange) -> BaseException | None:
     try:
         await exchange.wire_flush()
     except OSError as broken:
-        # The peer's doing: what the boundary knows by identity, as if the app had waited itself.
-        if exchange.gone is None:
-            exchange.gone = ClientDisconnected(
-                broken.errno, f"the client is gone ({broken.strerror or broken})"
-            )
-        return exchange.gone
+        return exchange.note_gone(broken)  # the peer's doing, as if the app had waited itself
     except BaseException as raised:
         return raised
     return None
@@ -254,20 +242,7 @@ async def _end_faulty(
         http2.engine.reset(stream.stream_id, ErrorCode.INTERNAL_ERROR)
         http2.output.request()
     status = None if exchange.response_started else fault.status
-    log_request(stream, exchange, _OUTCOMES.get(fault.row, "app error"), fault.summary, status=status)
-
-
-def _unfinished_business(exchange: Http2Exchange) -> BaseException | None:
-    if exchange.state is _COMPLETE:
-        return None
-    peer_gone = exchange.told_gone or exchange.transport.broken is not None
-    if exchange.file_error is not None and (exchange.torn or not peer_gone):
-        return exchange.file_error
-    if peer_gone:
-        return exchange.gone or IncompleteResponse("the app stopped because the client had gone")
-    if exchange.state is ResponseState.NONE:
-        return IncompleteResponse("the app returned without sending a response")
-    return IncompleteResponse(f"the app returned while its response was {exchange.state.name.lower()}")
+    log_request(stream, exchange, fault.outcome, fault.summary, status=status)
 
 
 def _end_cancelled(http2: Http2, stream: StreamContext, exchange: Http2Exchange) -> None:
@@ -278,7 +253,7 @@ def _end_cancelled(http2: Http2, stream: StreamContext, exchange: Http2Exchange)
         stream.worker.counters.peer_gone += 1
         outcome = "peer gone"
     elif phase:
-        status = _LATE_STATUS.get(phase)
+        status = LATE_STATUS.get(phase)
         outcome = f"late: {phase}"
     elif http2.gone is not None:
         outcome = "peer gone"
@@ -339,32 +314,5 @@ def log_request(
     status: Any = None,
 ) -> None:
     """Write the access-log line of a request; `status` is ours where we answer in the app's stead."""
-    worker = stream.worker
-    access_log = worker.access_log
-    if access_log is None:
-        return
-    now = worker.clock()
-    head = exchange.head
-    started, head_at = exchange.started_at, exchange.head_at
-    access_log.log(
-        AccessEntry(
-            time.time() - (now - started),
-            stream.client,
-            stream.server,
-            stream.scheme,
-            head.method,
-            head.target,
-            "2",
-            head.headers,
-            exchange.status if status is None else status,
-            exchange.fields,
-            exchange.received_bytes,
-            exchange.response_bytes,
-            now - started,
-            None if head_at is None else head_at - started,
-            outcome,
-            stream.id,
-            stream.requests,
-            error,
-        )
-    )
+    if stream.worker.access_log is not None:
+        log_exchange(stream, exchange.request_facts(), exchange, outcome, error, status=status)

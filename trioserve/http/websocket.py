@@ -13,7 +13,6 @@ Cancelling it ends the session: the peer is told so in a close frame, if there i
 
 from __future__ import annotations
 
-import time
 from typing import Any
 
 import trio
@@ -22,6 +21,7 @@ from trioserve.asgi.scope import websocket_scope
 from trioserve.asgi.websocket_session import SessionState
 from trioserve.errors import TaskLeak
 from trioserve.http.byte_stream import ByteStream
+from trioserve.http.http_exchange import log_exchange
 from trioserve.http.websocket_frames import (
     ABNORMAL,
     INTERNAL_ERROR,
@@ -33,7 +33,6 @@ from trioserve.http.websocket_frames import (
 )
 from trioserve.http.websocket_handshake import WebSocketRequest, agree_compression, check_request
 from trioserve.http.websocket_wire import AHEAD, READS, SessionRules, WebSocketWire
-from trioserve.observe.access_log import AccessEntry
 from trioserve.structure.boundary import is_cancellation
 from trioserve.structure.context import Served
 from trioserve.structure.deadlines import NEVER
@@ -41,9 +40,6 @@ from trioserve.structure.deadlines import NEVER
 __all__ = ["ByteStream", "WebSocketRequest", "run_websocket"]
 
 _OPEN, _CLOSED = SessionState.OPEN, SessionState.CLOSED
-
-# What the access log calls the end of a session that was not the app's doing, by the boundary's row.
-_OUTCOMES = {"C2": "peer gone", "C4": "file error"}
 
 
 async def run_websocket(
@@ -171,7 +167,7 @@ class WebSocket(WebSocketWire):
         code = NORMAL
         if error is not None:
             fault = context.worker.boundary.judge_app(context, self, error)
-            self.outcome, self.error = _OUTCOMES.get(fault.row, "app error"), fault.summary
+            self.outcome, self.error = fault.outcome, fault.summary
             code = SERVICE_RESTART if fault.status == 503 else INTERNAL_ERROR
         if self.state is _OPEN:
             self._close(code, "")
@@ -243,31 +239,9 @@ class WebSocket(WebSocketWire):
         }
 
     def _log(self) -> None:
-        context = self.context
-        access_log = context.worker.access_log
-        if access_log is None:
+        if self.context.worker.access_log is None:
             return
-        elapsed = self._clock() - self.started_at
-        assert self.head_at is not None
-        access_log.log(
-            AccessEntry(
-                time.time() - elapsed,
-                context.client,
-                context.server,
-                context.scheme,
-                "GET" if self.request.http_version == "1.1" else "CONNECT",
-                self.request.target,
-                self.request.http_version,
-                self.request.headers,
-                self.status,
-                self.fields,
-                self._reader.received,
-                self.response_bytes,
-                elapsed,
-                self.head_at - self.started_at,
-                self.outcome,
-                context.id,
-                context.requests,
-                self.error,
-            )
-        )
+        request = self.request
+        method = "GET" if request.http_version == "1.1" else "CONNECT"
+        facts = method, request.target, request.http_version, request.headers, self._reader.received
+        log_exchange(self.context, facts, self, self.outcome, self.error)

@@ -96,6 +96,10 @@ ROWS: dict[str, Row] = {
 # fmt: on
 
 
+# Ends that were not the app's doing.
+_OUTCOMES = {"C2": "peer gone", "C4": "file error"}
+
+
 @dataclass(frozen=True, slots=True)
 class Fault:
     """One judged event."""
@@ -106,6 +110,11 @@ class Fault:
     status: int | None
     exit_code: int
     summary: str
+
+    @property
+    def outcome(self) -> str:
+        """What the access log calls the end of a response that came to this."""
+        return _OUTCOMES.get(self.row, "app error")
 
 
 class Boundary:
