@@ -15,7 +15,7 @@ import trio
 
 from trioserve.errors import ClientDisconnected, RequestRefused
 from trioserve.http.byte_stream import Fields
-from trioserve.http.response import HAS_DATE, HAS_SERVER, field_block
+from trioserve.http.response import field_block, flags_of
 from trioserve.http.websocket import run_websocket
 from trioserve.http.websocket_handshake import WebSocketRequest, accept_value, names_websocket
 
@@ -113,9 +113,7 @@ class Http1ByteStream:
         """Write the 101."""
         worker = self.connection.worker
         block = field_block(fields)
-        names = {name.lower() for name, _ in fields}
-        flags = (HAS_DATE if b"date" in names else 0) | (HAS_SERVER if b"server" in names else 0)
-        defaults = worker.response_defaults.block(worker.clock(), flags)
+        defaults = worker.response_defaults.block(worker.clock(), flags_of(fields))
         head = _SWITCHING % accept_value(self._request)
         return self.write_nowait(b"".join((head, defaults, block, b"\r\n")))
 

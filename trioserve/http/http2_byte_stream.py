@@ -18,7 +18,7 @@ from trioserve.http.http2_codes import ErrorCode
 from trioserve.http.http2_exchange import Http2Exchange
 from trioserve.http.http2_fields import check_fields
 from trioserve.http.http2_pipe import reset_by_peer
-from trioserve.http.response import HAS_DATE, HAS_SERVER
+from trioserve.http.response import flags_of
 from trioserve.http.websocket import run_websocket
 from trioserve.http.websocket_handshake import WebSocketRequest
 
@@ -132,7 +132,5 @@ class Http2ByteStream:
 def _with_defaults(
     exchange: Http2Exchange, fields: Sequence[tuple[bytes, bytes]]
 ) -> list[tuple[bytes, bytes]]:
-    names = {name for name, _ in fields}
-    flags = (HAS_DATE if b"date" in names else 0) | (HAS_SERVER if b"server" in names else 0)
     worker = exchange.stream.worker
-    return [*worker.response_defaults.fields(worker.clock(), flags), *fields]
+    return [*worker.response_defaults.fields(worker.clock(), flags_of(fields)), *fields]

@@ -11,8 +11,7 @@ import http
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from trioserve.asgi.exchange import invalid_header, listed
-from trioserve.errors import InvalidResponse
+from trioserve.asgi.exchange import invalid_header
 from trioserve.http.response import (
     CONNECTION,
     CONTENT_LENGTH,
@@ -20,19 +19,19 @@ from trioserve.http.response import (
     HAS_DATE,
     HAS_SERVER,
     PLAIN,
-    REFUSED,
     SERVER,
-    TRANSFER_ENCODING,
     check_hop_by_hop,
     check_length,
     check_pair,
+    check_status,
+    check_value,
     connection_options,
     kind_of,
+    pairs_beside_head,
 )
 
 Fields = list[tuple[bytes, bytes]]
 
-_CR, _LF, _NUL = b"\r\n\0"
 _SPACE = b" \t"
 _UPGRADE = b"upgrade"
 
@@ -52,7 +51,7 @@ def check_start(status: int, fields: Sequence[tuple[bytes, bytes]]) -> tuple[Fie
         InvalidResponse: they may not be sent.
     """
     if type(status) is not int or not 200 <= status <= 999:
-        _check_status(status)
+        check_status(status)
     length: int | None = None
     flags = 0
     checked: Fields = []
@@ -82,17 +81,9 @@ def check_start(status: int, fields: Sequence[tuple[bytes, bytes]]) -> tuple[Fie
     return checked, length, flags
 
 
-def _check_status(status: Any) -> None:
-    if not isinstance(status, int) or isinstance(status, bool) or not 200 <= status <= 999:
-        raise InvalidResponse(f"status must be an int from 200 to 999, not {status!r:.80}")
-
-
 def _check_field(name: bytes, value: Any, *, keep: bool = True) -> tuple[bytes, bytes] | None:
     """The field as it is to be sent; remembered if it is likely to come again. None for `upgrade`."""
-    if not isinstance(value, bytes):
-        raise invalid_header(name, value, "values must be bytes")
-    if _CR in value or _LF in value or _NUL in value:
-        raise invalid_header(name, value, "a value cannot contain CR, LF or NUL")
+    check_value(name, value)
     sent = name.lower(), value.strip(_SPACE)
     if sent[0] == _UPGRADE:
         return None
@@ -123,15 +114,8 @@ def check_fields(fields: Iterable[tuple[bytes, bytes]]) -> Fields:
     Raises:
         InvalidResponse: a name or value that may not be sent, or one that only a head may carry.
     """
-    checked = []
-    for field in listed(fields):
-        name, value = check_pair(field)
-        if kind_of(name) in (CONTENT_LENGTH, CONNECTION, TRANSFER_ENCODING, REFUSED):
-            raise invalid_header(name, value, "not allowed in trailers or interim responses")
-        kept = _check_field(name, value, keep=False)
-        if kept is not None:
-            checked.append(kept)
-    return checked
+    checked = [_check_field(name, value, keep=False) for name, value in pairs_beside_head(fields)]
+    return [field for field in checked if field is not None]
 
 
 def minimal_response(

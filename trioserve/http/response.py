@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import http
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from email.utils import formatdate
 from typing import Any
 
@@ -113,9 +113,18 @@ def check_start(status: int, fields: Sequence[tuple[bytes, bytes]]) -> tuple[byt
     return b"".join(parts), length, flags
 
 
-def _status_line(status: Any) -> bytes:
+def check_status(status: Any) -> None:
+    """Refuse what is no final status.
+
+    Raises:
+        InvalidResponse: it is none.
+    """
     if not isinstance(status, int) or isinstance(status, bool) or not 200 <= status <= 999:
         raise InvalidResponse(f"status must be an int from 200 to 999, not {status!r:.80}")
+
+
+def _status_line(status: Any) -> bytes:
+    check_status(status)
     # The space before an empty phrase is required (RFC 9112 section 4).
     return b"HTTP/1.1 %d \r\n" % status
 
@@ -131,12 +140,21 @@ def check_pair(field: Any) -> tuple[Any, Any]:
     return field[0], field[1]
 
 
-def _check_line(name: bytes, value: Any, *, keep: bool = True) -> bytes:
-    """The line of a field, checked; remembered if it is likely to come again."""
+def check_value(name: bytes, value: Any) -> None:
+    """Refuse a value that may not be sent.
+
+    Raises:
+        InvalidResponse: it is none of bytes, or would end its line.
+    """
     if not isinstance(value, bytes):
         raise invalid_header(name, value, "values must be bytes")
     if _CR in value or _LF in value or _NUL in value:
         raise invalid_header(name, value, "a value cannot contain CR, LF or NUL")
+
+
+def _check_line(name: bytes, value: Any, *, keep: bool = True) -> bytes:
+    """The line of a field, checked; remembered if it is likely to come again."""
+    check_value(name, value)
     line = b"".join((name, b": ", value, b"\r\n"))
     if keep and len(value) <= _KEPT_VALUE:
         if len(_lines) >= _CACHE_MAX:
@@ -215,19 +233,32 @@ def check_hop_by_hop(kind: int, name: bytes, value: bytes) -> None:
         raise invalid_header(name, value, "the server frames the body; leave it out")
 
 
+def pairs_beside_head(fields: Iterable[tuple[bytes, bytes]]) -> Iterator[tuple[bytes, Any]]:
+    """Fields of an interim response or of trailers, whose values are still to be checked.
+
+    Raises:
+        InvalidResponse: a name that may not be sent, or one that only a head may carry.
+    """
+    for field in listed(fields):
+        name, value = check_pair(field)
+        if kind_of(name) in (CONTENT_LENGTH, CONNECTION, TRANSFER_ENCODING, REFUSED):
+            raise invalid_header(name, value, "not allowed in trailers or interim responses")
+        yield name, value
+
+
 def field_block(fields: Iterable[tuple[bytes, bytes]]) -> bytes:
     """Interim-response fields or trailers as checked bytes.
 
     Raises:
         InvalidResponse: a name or value that may not be sent, or one that only a head may carry.
     """
-    parts = []
-    for field in listed(fields):
-        name, value = check_pair(field)
-        if kind_of(name) in (CONTENT_LENGTH, CONNECTION, TRANSFER_ENCODING, REFUSED):
-            raise invalid_header(name, value, "not allowed in trailers or interim responses")
-        parts.append(_check_line(name, value, keep=False))
-    return b"".join(parts)
+    return b"".join([_check_line(name, value, keep=False) for name, value in pairs_beside_head(fields)])
+
+
+def flags_of(fields: Iterable[tuple[bytes, bytes]]) -> int:
+    """Which of the server's own fields are among checked ones (`HAS_DATE`, `HAS_SERVER`)."""
+    names = {name.lower() for name, _ in fields}
+    return (HAS_DATE if b"date" in names else 0) | (HAS_SERVER if b"server" in names else 0)
 
 
 class DefaultFields:
