@@ -106,7 +106,7 @@ class StreamPipe:
         if self.transport is _SOUND:
             self.transport = Wire(error)
         stream = self.stream
-        stream.hangup = stream.reset = True
+        stream.reset = True
         self.drop()
         self._note_arrival()
         stream.peer_gone()

@@ -106,7 +106,7 @@ async def _serve(http2: Http2, lane: Lane, exchange: Http2Exchange) -> bool:
     stream.task, stream.scope, stream.slot = lane.task, lane.scope, slot
     error: BaseException | None = None
     try:
-        if http2.is_plain and not stream.hangup and exchange.head.protocol is None:
+        if http2.is_plain and not stream.reset and exchange.head.protocol is None:
             stream.phase = "request"
             scope = exchange.scope()
             if slot is not None:

@@ -307,7 +307,6 @@ class StreamContext(Phased):
         connection: whose stream it is.
         stream_id: its number there.
         task: the one that serves it.
-        hangup: the peer will send nothing more on it: it has ended the request, reset the stream, or is gone.
         reset: the stream, or the connection below it, is dead.
         closed: nobody serves it any more.
         writing: somebody waits for the window or the connection to take more.
@@ -315,7 +314,7 @@ class StreamContext(Phased):
     """
 
     __slots__ = (
-        "_taken", "bytes_taken", "closed", "connection", "hangup", "reset", "stream_id", "task", "writing"
+        "_taken", "bytes_taken", "closed", "connection", "reset", "stream_id", "task", "writing"
     )  # fmt: skip
 
     def __init__(self, connection: ConnectionContext, stream_id: int) -> None:
@@ -325,7 +324,7 @@ class StreamContext(Phased):
         self.connection = connection
         self.stream_id = stream_id
         self.task: trio.lowlevel.Task
-        self.hangup = self.reset = self.closed = self.writing = False
+        self.reset = self.closed = self.writing = False
         self.bytes_taken = self._taken = 0
 
     def __repr__(self) -> str:
@@ -345,7 +344,7 @@ class StreamContext(Phased):
         return self.closed
 
     def has_hangup(self) -> bool:
-        return self.hangup
+        return self.reset  # that it has sent all of its request does not mean that it leaves
 
     def is_reset(self) -> bool:
         return self.reset

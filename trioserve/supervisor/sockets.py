@@ -50,9 +50,8 @@ class SocketStore:
         if not config.ssl_enabled:
             return []
         binds = list(self._opened) if self.is_activated else _binds(config)
-        plain = (ACTIVATED_PLAIN, *config.insecure_bind)
         sockets = [bind for bind in binds for _ in self._opened[bind].sockets]
-        return [place for place, bind in enumerate(sockets) if bind in plain]
+        return [place for place, bind in enumerate(sockets) if not _speaks_tls(bind, config)]
 
     @property
     def is_activated(self) -> bool:
@@ -62,7 +61,7 @@ class SocketStore:
     def addresses(self, config: Config) -> list[str]:
         """Where they can be reached, by what `config` has spoken there."""
         for bind, listeners in self._opened.items():
-            listeners.secure = config.ssl_enabled and bind not in (ACTIVATED_PLAIN, *config.insecure_bind)
+            listeners.secure = _speaks_tls(bind, config)
         return [address for listeners in self._opened.values() for address in listeners.addresses()]
 
     def adopt(self, key: str, descriptors: Iterable[int]) -> None:
@@ -141,6 +140,10 @@ def _binds(config: Config) -> list[str]:
     """The addresses of `config`, those for plain HTTP last: they are bound only where there is TLS beside them."""
     insecure = config.insecure_bind if config.ssl_enabled else []
     return list(dict.fromkeys((*config.bind, *insecure)))
+
+
+def _speaks_tls(bind: str, config: Config) -> bool:
+    return config.ssl_enabled and bind not in (ACTIVATED_PLAIN, *config.insecure_bind)
 
 
 def take_upgrade(environ: MutableMapping[str, str]) -> tuple[dict[str, list[int]], int] | None:
