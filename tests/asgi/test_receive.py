@@ -117,7 +117,8 @@ async def test_what_the_app_left_unread_is_no_part_of_the_next_request(engine: s
                 await client.send(encode_request("POST", path, body=b"GET /smuggled HTTP/1.1\r\n\r\n" * size))
                 await client.send(encode_request("GET", "/next"))
                 assert (await client.read_response()).status == 200
-        await server.wait_idle()  # over HTTP/2 the second request has a task of its own, which may not have begun
+        # Over HTTP/2 the second request has a task of its own, which may not have begun.
+        await server.wait_idle()
         await server.get("/last")
     assert "/smuggled" not in paths
     assert paths[-1] == "/last"
