@@ -7,7 +7,8 @@ APP    ?= examples.hello:app
 COVER  ?= --cov --cov-report=
 # So many tests at once, but for those marked `alone`, which follow one by one. By stealing, not by file: a few files
 # take as long as all others, and whoever gets them last would keep the rest waiting.
-JOBS   ?= 2
+# Three on two cores: a test often waits for what it has started.
+JOBS   ?= 3
 # The only folders that have some (tests/conftest.py sees to it); to collect all tests takes half a minute.
 ALONE   = tests/e2e tests/observe
 # `make test ARGS=tests/http` runs what it names, in one go; options (ARGS=--ignore=tests/http) are for all tests.

@@ -104,7 +104,7 @@ def visit(
             )
             steps = _one_visit(connection, number, workload.probe.expected, session is not None)
             visits[connection.fileno()] = (steps, began, connection)
-            epoll.register(connection.fileno(), next(steps))
+            epoll.register(connection.fileno(), select.EPOLLOUT)  # at once: the first step is the client's
 
         for _ in range(workload.connections):
             begin()
