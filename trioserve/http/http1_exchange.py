@@ -7,7 +7,7 @@ for under the phase `response_write`. What cancelling does is told in `asgi/exch
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 from trioserve.asgi.exchange import ResponseState, check_body_length, listed
 from trioserve.asgi.file_body import FilePart
@@ -277,21 +277,17 @@ class Http1Exchange(Http1Request):
         transport = self.transport
         pages = file.pages
         span = answer.pieces[0]
-        if (
-            len(answer.pieces) > 1
-            or isinstance(span, bytes)
-            or pages is None
-            or not transport.sends_files
-            or span.length > WINDOW
-            or not worker.files.page_cache.is_warm(pages, span.start, span.length, self.started_at)
-        ):
+        if len(answer.pieces) > 1 or isinstance(span, bytes) or pages is None or not transport.sends_files:
+            return False
+        size = min(span.length, WINDOW)
+        if not worker.files.page_cache.is_warm(pages, span.start, size, self.started_at):
             return False
         self.queue.append(self._head(b"", b""))
         self.state = _STREAMING
         if transport.send_parts_nowait(self.queue, MSG_MORE):
             return False
         try:
-            sent = transport.sendfile_nowait(file.fd, span.start, span.length) or 0
+            sent = transport.sendfile_nowait(file.fd, span.start, size) or 0
         except OSError:
             return False  # `finish_answer` will meet it again
         now = worker.clock()
@@ -367,11 +363,11 @@ class Http1Exchange(Http1Request):
             await self.wire_flush()
         self.response_bytes += len(data)
 
-    async def wait_room(self) -> None:
+    async def wait_room(self, push: Callable[[], bool] | None = None) -> None:
         """The kernel takes no more: wait until it does, in the phase `response_write`."""
         self.connection.start_write()
         try:
-            await self.transport.watch.wait_writable()
+            await self.transport.watch.wait_writable(push)
         finally:
             self.end_write()
 

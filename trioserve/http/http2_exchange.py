@@ -8,7 +8,7 @@ is told in `asgi/exchange.py`; a stream whose `send()` was cut is reset by whoev
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from trioserve.asgi.exchange import ResponseState, check_body_length, listed
@@ -308,9 +308,9 @@ class Http2Exchange(StreamPipe, HttpExchange):
             await self.wire_flush()
         self.response_bytes += len(data)
 
-    async def wait_room(self) -> None:
-        """Wait until all that was given is with the engine."""
-        await self.wire_flush()
+    async def wait_room(self, push: Callable[[], bool]) -> None:
+        """Not called: what is in the way of a stream takes no files (`sends_files`), and `write` waits by itself."""
+        raise NotImplementedError
 
     # -- writing ---------------------------------------------------------------------------------------------
 

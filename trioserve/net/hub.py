@@ -115,8 +115,12 @@ class Watch:
         """
         raise NotImplementedError
 
-    def wait_writable(self) -> Awaitable[None]:
-        """Return once a write that would have blocked may go on. Raises as `wait_readable` does."""
+    def wait_writable(self, push: Callable[[], bool] | None = None) -> Awaitable[None]:
+        """Return once a write that would have blocked may go on. Raises as `wait_readable` does.
+
+        `push` writes on by itself whenever there is room, and returns False if the kernel takes no more (EAGAIN); then
+        the wait goes on. It may be called from the hub's task, and must not raise.
+        """
         raise NotImplementedError
 
     def wait_hangup(self) -> Awaitable[None]:
@@ -208,13 +212,14 @@ WOKEN = _Woken()
 class EpollWatch(Watch):
     """A descriptor in the edge-triggered epoll of an `EpollHub`."""
 
-    __slots__ = ("_hub",)
+    __slots__ = ("_hub", "_push")
 
     calls_on_writable = True
 
     def __init__(self, fd: int, hub: EpollHub) -> None:
         super().__init__(fd)
         self._hub = hub
+        self._push: Callable[[], bool] | None = None  # of the task that waits to write
 
     # These are plain functions that return an awaitable: one coroutine less to pass through on each wake-up.
 
@@ -226,11 +231,12 @@ class EpollWatch(Watch):
         self.reader = task or current_task()
         return wait_task_rescheduled(self._abort_read)  # noqa: ASYNC105 - the caller awaits it
 
-    def wait_writable(self) -> Awaitable[None]:
+    def wait_writable(self, push: Callable[[], bool] | None = None) -> Awaitable[None]:
         self._check_open(self.writer, "write")
         if self.reset:
             return _at_once()
         self.writer = current_task()
+        self._push = push
         return wait_task_rescheduled(self._abort_write)  # noqa: ASYNC105 - the caller awaits it
 
     def wait_hangup(self) -> Awaitable[None]:
@@ -265,6 +271,8 @@ class EpollWatch(Watch):
                 self.wake_reader()
             # What `writes_when_readable` asks for comes with every arrival: the descriptor is writable then as well.
             task, callback = self.writer, self.on_writable
+            if task is not None and self._push is not None and not self._push():
+                return
             self.writer = self.on_writable = None
             if task is not None:
                 reschedule(task)
@@ -371,12 +379,14 @@ class PortableWatch(Watch):
             await self._wait("reader", wait, "read")
             self.readable = True
 
-    async def wait_writable(self) -> None:
+    async def wait_writable(self, push: Callable[[], bool] | None = None) -> None:
         self._check_open(self.writer, "write")
         # For what has come there may be a task waiting already, and trio lets only one.
         wait = _wait_a_moment if self.writes_when_readable else trio.lowlevel.wait_writable
         self.writes_when_readable = False
         await self._wait("writer", wait, "write")
+        while push is not None and not push():
+            await self._wait("writer", wait, "write")
 
     async def wait_hangup(self) -> None:
         self._check_open(self.hangup_waiter, "learn of the end of")

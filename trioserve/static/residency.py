@@ -129,9 +129,9 @@ class FilePages:
         size: its length when it was opened.
         device: where it lies.
         era: the device's, at the time of what follows.
-        start: this part of the file was proven last,
+        start: this part of the file was proven last, window after window,
         stop: up to here,
-        until: and this is when that proof is too old (`trio.current_time`).
+        until: and this is when the oldest of these proofs is too old (`trio.current_time`).
         blocks: the same for single blocks: number -> until.
         cold: blocks that were missing, and that no thread has read since.
     """
@@ -176,19 +176,31 @@ class FilePages:
             if one <= now:
                 return False
             until = min(until, one)
-        self.start, self.stop, self.until = first * BLOCK, (last + 1) * BLOCK, until
+        self._extend(first, last, now, until)
         return True
+
+    def _extend(self, first: int, last: int, now: float, until: float) -> None:
+        """Add blocks to the part that was proven last, where they touch it; else they are the new one.
+
+        So a file in demand, which is looked at window after window, is soon known as a whole.
+        """
+        start, stop = first * BLOCK, (last + 1) * BLOCK
+        if now < self.until and start <= self.stop and self.start <= stop:
+            start, stop, until = min(start, self.start), max(stop, self.stop), min(until, self.until)
+        self.start, self.stop, self.until = start, stop, until
 
     def prove(self, first: int, last: int, now: float, seconds: float) -> None:
         """The blocks from `first` to `last` were found warm at `now`, which holds for `seconds`."""
         if self.era != self.device.era:
             self.forget()
-        self.start, self.stop = first * BLOCK, (last + 1) * BLOCK
-        self.until = until = now + seconds
+        until = now + seconds
         if self.cold:
             self.cold.difference_update(range(first, last + 1))
-        if first == 0 and self.stop >= self.size:
-            return  # the whole of a small file: the part says it all
+        if first == 0 and (last + 1) * BLOCK >= self.size:
+            # The whole of a small file: the part says it all.
+            self.start, self.stop, self.until = 0, (last + 1) * BLOCK, until
+            return
+        self._extend(first, last, now, until)
         for block in range(first, last + 1):
             self.blocks[block] = until
         if len(self.blocks) > MOST_BLOCKS:

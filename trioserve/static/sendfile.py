@@ -4,7 +4,9 @@
 page cache to the socket (sendfile(2)); what is not in the page cache is read by a thread first, since sendfile would
 hold up the whole worker for the disk. A file is sent in windows; between two of them the task gives way to others, and
 may be cancelled: then, and when the file turns out to be shorter than it was, the response stays visibly truncated,
-and the connection is not used again.
+and the connection is not used again. While the task waits for a slow peer, the hub sends on in its place, and wakes it
+when there is something else to do: to wake a task for every part that the peer has made room for costs more than to
+send the part.
 
 Where the connection cannot take a file (`Transport.sends_files`: TLS, HTTP/2), or the file system has no sendfile,
 its bytes are read, by threads where they are not in memory, a part at a time, as fast as the peer takes them.
@@ -12,9 +14,11 @@ its bytes are read, by threads where they are not in memory, a part at a time, a
 
 from __future__ import annotations
 
+import enum
 import errno
 import os
 import time
+from collections.abc import Callable
 from typing import Protocol
 
 import trio
@@ -27,7 +31,7 @@ from trioserve.static.residency import SURPRISE_SECONDS, PageCache
 
 # What one sendfile may take. Large enough that calls are few, small enough that one that meets a slow page, or a peer
 # that reads as fast as we send, does not keep the others waiting for more than a fraction of a millisecond.
-WINDOW = 1024 * 1024
+WINDOW = 2 * 1024 * 1024
 
 # What a thread reads at once where there is no sendfile: two of them in memory for a connection at the most.
 READ_SIZE = 128 * 1024
@@ -57,16 +61,123 @@ class FileSink(Protocol):
         """Write bytes, waiting as long as the peer leaves no room."""
         ...
 
-    async def wait_room(self) -> None:
-        """Wait until the kernel takes more, for as long as the peer may take."""
+    async def wait_room(self, push: Callable[[], bool]) -> None:
+        """Wait, for as long as the peer may take, until the kernel takes more and `push` has returned True.
+
+        `push` is called by whoever hears first that there is room, be it another task.
+        """
         ...
+
+
+class _State(enum.Enum):
+    """Why a part was not sent any further."""
+
+    #: the kernel has all of it
+    DONE = enum.auto()
+    #: the socket takes no more
+    FULL = enum.auto()
+    #: the window that begins here is not in memory
+    COLD = enum.auto()
+    #: others shall have their turn
+    TURN = enum.auto()
+    #: the file has ended (`error` is None), it cannot be read, or the connection is broken
+    FAILED = enum.auto()
+
+
+_DONE, _FULL, _COLD, _TURN, _FAILED = _State
+
+
+class _Sending:
+    """One part on its way by sendfile: all of it that needs no waiting.
+
+    Attributes:
+        offset: as far as the kernel has it. end: where the part ends.
+        window_end: where the window ends that begins before `offset` or there.
+        error: what sendfile has failed with, if it has.
+    """
+
+    __slots__ = (
+        "_clock", "_fd", "_looked_at", "_page_cache", "_pages", "_sink", "_state", "end", "error", "offset",
+        "window_end",
+    )  # fmt: skip
+
+    def __init__(
+        self, part: FilePart, sink: FileSink, page_cache: PageCache, clock: Callable[[], float]
+    ) -> None:
+        self.offset = part.offset
+        self.end = part.offset + part.count
+        self.window_end = min(self.end, self.offset + WINDOW)
+        self.error: OSError | None = None
+        self._fd = part.fd
+        self._pages = part.pages
+        self._sink = sink
+        self._page_cache = page_cache
+        self._clock = clock
+        self._state = _TURN
+        # `prepare` has, but the head may have had to wait for the peer; to ask again is cheap.
+        self._looked_at = False
+
+    def push(self) -> _State:
+        """Send what the socket takes; must not be called while somebody waits with `push_in_background`."""
+        # What the hub has met, the task has to deal with.
+        if self._state is not _COLD and self._state is not _FAILED:
+            self._state = self._push()
+        return self._state
+
+    def push_in_background(self) -> bool:
+        """What `push` does, for the hub, which does not raise; False if the socket is full again."""
+        return self.push() is not _FULL
+
+    def note_warm(self) -> None:
+        """A thread has read the window."""
+        self._looked_at = True
+        self._state = _TURN
+
+    def _push(self) -> _State:
+        page_cache, pages, sink, fd, end = self._page_cache, self._pages, self._sink, self._fd, self.end
+        sendfile = sink.transport.sendfile_nowait
+        clock = self._clock
+        offset = self.offset
+        now = clock()
+        give_way_at = now + _FAIRNESS_INTERVAL
+        while offset < end:
+            if offset == self.window_end:
+                self.window_end = min(end, offset + WINDOW)
+                self._looked_at = False
+            if not self._looked_at:
+                if not page_cache.is_warm(pages, offset, self.window_end - offset, now):
+                    return _COLD
+                self._looked_at = True
+            began = now
+            try:
+                sent = sendfile(fd, offset, self.window_end - offset)
+            except OSError as error:
+                self.error = error
+                return _FAILED
+            if sent is None:
+                self._looked_at = (
+                    False  # a slow peer may come back for pages that have left the cache meanwhile
+                )
+                return _FULL
+            if not sent:
+                return _FAILED
+            self.offset = offset = offset + sent
+            sink.note_sent(sent)
+            now = clock()
+            if now - began > SURPRISE_SECONDS:
+                page_cache.note_send(pages, sent, now - began, now)
+            if now > give_way_at and offset < end:
+                return _TURN
+        return _DONE
 
 
 class FileSender:
     """Opens, warms and sends files for all connections of a worker."""
 
-    def __init__(self, page_cache: PageCache | None = None) -> None:
+    def __init__(self, clock: Callable[[], float], page_cache: PageCache | None = None) -> None:
+        """`clock` is trio's."""
         self.page_cache = page_cache or PageCache()
+        self._clock = clock
         self._threads = trio.CapacityLimiter(_THREADS)
 
     def close(self) -> None:
@@ -101,7 +212,7 @@ class FileSender:
         count = min(part.count, WINDOW)
         if pages.never_warm or not count:
             return
-        if not self.page_cache.is_warm(pages, part.offset, count, trio.current_time()):
+        if not self.page_cache.is_warm(pages, part.offset, count, self._clock()):
             await self._warm(part, part.offset, count)
 
     async def send(self, part: FilePart, sink: FileSink) -> None:
@@ -114,48 +225,24 @@ class FileSender:
         if not sink.transport.sends_files or part.pages.never_warm:
             await self._send_by_reading(part, part.offset, sink)
             return
-        page_cache = self.page_cache
-        sendfile = sink.transport.sendfile_nowait
-        offset, end = part.offset, part.offset + part.count
-        window_end = min(end, offset + WINDOW)
-        looked_at = (
-            False  # by `prepare`, but the head may have had to wait for the peer; asking again is cheap
-        )
-        last_yield = time.monotonic()
-        while offset < end:
-            if offset == window_end:
-                window_end = min(end, offset + WINDOW)
-                looked_at = False
-            if not looked_at:
-                looked_at = True
-                if not page_cache.is_warm(part.pages, offset, window_end - offset, trio.current_time()):
-                    await self._warm(part, offset, window_end - offset)
-                    last_yield = time.monotonic()
-            began = time.monotonic()
-            try:
-                sent = sendfile(part.fd, offset, window_end - offset)
-            except OSError as error:
-                if sink.transport.broken is not None:
-                    raise
-                if error.errno in _NO_SENDFILE and offset == part.offset:
-                    await self._send_by_reading(part, offset, sink)
-                    return
-                raise _failed(f"the file cannot be read at byte {offset}", error) from error
-            if sent is None:
-                await sink.wait_room()
-                looked_at = False  # a slow peer may come back for pages that have left the cache meanwhile
-                last_yield = time.monotonic()
-                continue
-            if not sent:
-                raise _cut_short(offset, end)
-            offset += sent
-            sink.note_sent(sent)
-            now = time.monotonic()
-            if now - began > SURPRISE_SECONDS:
-                page_cache.note_send(part.pages, sent, now - began, trio.current_time())
-            if now - last_yield > _FAIRNESS_INTERVAL and offset < end:
+        sending = _Sending(part, sink, self.page_cache, self._clock)
+        while (state := sending.push()) is not _DONE:
+            if state is _FULL:
+                await sink.wait_room(sending.push_in_background)
+            elif state is _TURN:
                 await trio.lowlevel.checkpoint()
-                last_yield = time.monotonic()
+            elif state is _COLD:
+                await self._warm(part, sending.offset, sending.window_end - sending.offset)
+                sending.note_warm()
+            elif (error := sending.error) is None:
+                raise _cut_short(sending.offset, sending.end)
+            elif sink.transport.broken is not None:
+                raise error
+            elif error.errno in _NO_SENDFILE and sending.offset == part.offset:
+                await self._send_by_reading(part, part.offset, sink)
+                return
+            else:
+                raise _failed(f"the file cannot be read at byte {sending.offset}", error) from error
 
     async def _warm(self, part: FilePart, offset: int, count: int) -> None:
         try:

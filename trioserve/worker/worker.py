@@ -108,7 +108,7 @@ class Worker:
             context.handshake_turns = HandshakeTurns()
         if context.hub.calls_on_writable:
             context.flusher = Flusher()
-        context.files = FileSender()
+        context.files = FileSender(context.clock)
         if config.max_concurrent_requests is not None:
             context.admission = Admission(
                 config.max_concurrent_requests, config.request_queue_size, config.request_queue_timeout
