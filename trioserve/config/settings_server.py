@@ -92,7 +92,7 @@ LISTENING = under(
         "bind",
         Binds(),
         ["127.0.0.1:8000"],
-        help="Address to listen on: host:port, host, [v6]:port, unix:path or fd://number; repeatable",
+        help="Address to listen on: host:port, host, [v6]:port, :port (all), unix:path or fd://number; repeatable",
         reason="hypercorn's value: only this machine can reach it",
         flags=("-b", "--bind"),
     ),

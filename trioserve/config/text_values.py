@@ -182,7 +182,7 @@ class Binds(TextList):
     """Addresses to listen on, in hypercorn's spellings; only the spelling is checked here."""
 
     def __init__(self) -> None:
-        super().__init__("ADDRESS", expects="host:port, host, [v6]:port, unix:path or fd://number")
+        super().__init__("ADDRESS", expects="host:port, host, [v6]:port, :port, unix:path or fd://number")
 
     def check_item(self, item: Any) -> Any:
         """Refuse what hypercorn would take for a host name with port 8000."""
@@ -194,7 +194,7 @@ class Binds(TextList):
         else:
             host, colon, port = item.rpartition(":")
             bare = not colon or item.endswith("]") or (":" in host and "[" not in host)
-            good = bool(item.strip()) if bare else bool(host) and _is_number(port) and int(port) < 65536
+            good = bool(item.strip()) if bare else _is_number(port) and int(port) < 65536
         if not good:
             raise self._refuse(f"{item!r} is not")
         return item
