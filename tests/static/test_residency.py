@@ -372,3 +372,35 @@ def test_the_proof_that_counts_is_the_oldest(make_file: Callable[[int], OpenFile
     assert pages.until == clock.now + 1.0
     assert not pages.is_proven(0, 1, clock.now + 1.0)
     assert not pages.is_proven(1, 2, clock.now + 0.9)
+
+
+def test_windows_in_a_row_are_known_as_one_for_as_long_as_the_oldest_is(
+    make_file: Callable[[int], OpenFile], clock: Clock
+) -> None:
+    file, page_cache = make_file(4096), PageCache(method="memory")
+    pages = FilePages(file.fd, 64 * MIB, page_cache.pages(file.fd, file.stat).device)
+    begun = clock.now
+    for number in (1, 2, 3, 0):  # touching from either side
+        assert page_cache.is_warm(pages, number * MIB, MIB, begun + number / 10)
+    assert (pages.start, pages.stop, pages.until) == (0, 4 * MIB, begun + residency.PROBED_SECONDS)
+    # With a gap it is a new part, and what is too old is added to nothing.
+    assert page_cache.is_warm(pages, 8 * MIB, MIB, begun + 0.5)
+    assert (pages.start, pages.stop) == (8 * MIB, 9 * MIB)
+    assert page_cache.is_warm(pages, 9 * MIB, MIB, begun + 7)
+    assert (pages.start, pages.stop) == (9 * MIB, 10 * MIB)
+    # Nor does it outlast a surprise.
+    pages.device.era += 1
+    assert page_cache.is_warm(pages, 10 * MIB, MIB, begun + 7)
+    assert (pages.start, pages.stop) == (10 * MIB, 11 * MIB)
+
+
+def test_a_block_that_is_found_cold_is_warm_no_more(
+    make_file: Callable[[int], OpenFile], clock: Clock
+) -> None:
+    file, page_cache = make_file(4096), PageCache(method="memory")
+    pages = FilePages(file.fd, 64 * MIB, page_cache.pages(file.fd, file.stat).device)
+    assert page_cache.is_warm(pages, 0, 4 * MIB, clock.now)
+    pages.found_cold(20)
+    assert page_cache.is_warm(pages, 0, 2 * MIB, clock.now)
+    assert not page_cache.is_warm(pages, 2 * MIB, MIB, clock.now)
+    assert not page_cache.is_warm(pages, 20 * BLOCK, 1, clock.now)

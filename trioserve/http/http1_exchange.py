@@ -280,7 +280,8 @@ class Http1Exchange(Http1Request):
         if len(answer.pieces) > 1 or isinstance(span, bytes) or pages is None or not transport.sends_files:
             return False
         size = min(span.length, WINDOW)
-        if not worker.files.page_cache.is_warm(pages, span.start, size, self.started_at):
+        now = worker.clock() if self.admitted else self.started_at  # it may have queued for long
+        if not worker.files.page_cache.is_warm(pages, span.start, size, now):
             return False
         self.queue.append(self._head(b"", b""))
         self.state = _STREAMING

@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import select
 import socket
+import time
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from typing import Any, ClassVar, Literal, Protocol
@@ -30,6 +31,9 @@ from trio.lowlevel import Abort, Task, current_task, reschedule, wait_task_resch
 
 # Enough for a full turn of a busy worker; more would only lengthen the turn before tasks run.
 _EVENTS_PER_POLL = 512
+
+# How long the hub may write in the place of waiting tasks before those run that it has woken (seconds).
+_PUSH_SECONDS = 0.002
 
 
 class Watch:
@@ -251,7 +255,7 @@ class EpollWatch(Watch):
         return Abort.SUCCEEDED
 
     def _abort_write(self, _raise_cancel: Callable[[], Any]) -> Abort:
-        self.writer = None
+        self.writer = self._push = None
         return Abort.SUCCEEDED
 
     def _abort_hangup(self, _raise_cancel: Callable[[], Any]) -> Abort:
@@ -270,10 +274,12 @@ class EpollWatch(Watch):
                     self.on_readable()
                 self.wake_reader()
             # What `writes_when_readable` asks for comes with every arrival: the descriptor is writable then as well.
-            task, callback = self.writer, self.on_writable
-            if task is not None and self._push is not None and not self._push():
+            task, push, callback = self.writer, self._push, self.on_writable
+            if push is not None and self._hub.has_time() and not push():
                 return
-            self.writer = self.on_writable = None
+            if self.writer is not task:
+                return  # what it pushed has met the end of the connection
+            self.writer = self._push = self.on_writable = None
             if task is not None:
                 reschedule(task)
             elif callback is not None:
@@ -283,7 +289,7 @@ class EpollWatch(Watch):
         if not self.closed:
             self.closed = True
             self._hub.forget(self.fd)
-            self.on_hangup = self.on_readable = self.on_writable = self.look_ahead = None
+            self.on_hangup = self.on_readable = self.on_writable = self.look_ahead = self._push = None
             for name in ("reader", "writer", "hangup_waiter"):
                 task = getattr(self, name)
                 if task is not None:
@@ -301,6 +307,7 @@ class EpollHub:
     def __init__(self) -> None:
         self._epoll = select.epoll()
         self._watched: dict[int, EpollWatch] = {}
+        self._push_end = 0.0  # of this turn's time for pushing; 0.0 as long as nobody has asked
 
     def __repr__(self) -> str:
         return f"<EpollHub watching {len(self._watched)}>"
@@ -322,6 +329,13 @@ class EpollHub:
         with suppress(OSError):
             self._epoll.unregister(fd)
 
+    def has_time(self) -> bool:
+        """Whether bytes may still be written from the hub's task in this turn; else their tasks are woken for it."""
+        now = time.monotonic()
+        if not self._push_end:
+            self._push_end = now + _PUSH_SECONDS
+        return now < self._push_end
+
     async def run(self) -> None:
         """Dispatch readiness until cancelled."""
         poll = self._epoll.poll
@@ -334,6 +348,7 @@ class EpollHub:
 
     def _dispatch(self, events: list[tuple[int, int]]) -> None:
         watched = self._watched
+        self._push_end = 0.0
         for fd, mask in events:
             watch = watched.get(fd)
             if watch is None:

@@ -162,10 +162,13 @@ class FilePages:
         self.cold.clear()
 
     def found_cold(self, block: int) -> None:
-        """This block is missing."""
+        """This block is missing, whatever was known of it."""
         if len(self.cold) >= MOST_BLOCKS:
             self.cold.clear()
         self.cold.add(block)
+        self.blocks.pop(block, None)
+        if self.start <= block * BLOCK < self.stop:
+            self.until = -math.inf
 
     def is_proven(self, first: int, last: int, now: float) -> bool:
         """Whether all blocks from `first` to `last` are known to be warm; remembered for the next who asks."""

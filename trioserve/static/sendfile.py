@@ -152,13 +152,16 @@ class _Sending:
             try:
                 sent = sendfile(fd, offset, self.window_end - offset)
             except OSError as error:
-                self.error = error
+                self.error = error.with_traceback(
+                    None
+                )  # which holds this frame, and with it all of the exchange
                 return _FAILED
             if sent is None:
-                self._looked_at = (
-                    False  # a slow peer may come back for pages that have left the cache meanwhile
-                )
-                return _FULL
+                # TLS may be at its end while its socket is only full: there will be no room ever.
+                self.error = sink.transport.broken
+                # A slow peer may come back for pages that have left the cache meanwhile.
+                self._looked_at = False
+                return _FULL if self.error is None else _FAILED
             if not sent:
                 return _FAILED
             self.offset = offset = offset + sent

@@ -177,6 +177,8 @@ class Phased:
                 self.handler_phase, self.handler_deadline = "disconnect_grace", deadline
                 if in_handler:
                     self.enter_handler()
+                elif self.phase == "response_write":
+                    self.start_write()  # now bounded by the grace as well
 
     # -- what carries the bytes ------------------------------------------------------------------------------
 

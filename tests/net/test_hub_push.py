@@ -1,0 +1,201 @@
+"""Writing on from the hub while a task waits for room: `wait_writable(push)`, on both hubs."""
+
+from __future__ import annotations
+
+import gc
+import socket
+import weakref
+from collections.abc import AsyncIterator, Callable
+from contextlib import suppress
+from typing import Any
+
+import pytest
+import trio
+from trio.testing import wait_all_tasks_blocked
+
+from tests.net.sockets import HUBS, drain, fill, reset, running_hub, tcp_pair
+from trioserve.net import hub as hub_module
+from trioserve.net.hub import Hub, Watch, open_hub
+
+
+@pytest.fixture(params=HUBS)
+async def hub(request: Any) -> AsyncIterator[Hub]:
+    async with running_hub(request.param) as hub:
+        yield hub
+
+
+async def wait(watch: Watch, push: Callable[[], bool] | None = None) -> None:
+    """A task's wait; what it awaits has to be asked for in that task."""
+    await watch.wait_writable(push)
+
+
+class Pusher:
+    """Fills the socket each time it is asked to, and has enough after so many times."""
+
+    def __init__(self, sock: socket.socket, times: int) -> None:
+        self.sock = sock
+        self.left = times
+        self.calls = 0
+
+    def __call__(self) -> bool:
+        self.calls += 1
+        self.left -= 1
+        if not self.left:
+            return True
+        try:
+            fill(self.sock)
+        except OSError:
+            return True
+        return False
+
+
+async def test_the_wait_goes_on_until_the_push_has_had_enough(hub: Hub) -> None:
+    with tcp_pair() as (ours, peer):
+        peer.setblocking(False)
+        watch = hub.watch(ours)
+        fill(ours)
+        pusher = Pusher(ours, 3)
+        over = trio.Event()
+
+        async def wait_long() -> None:
+            await wait(watch, pusher)
+            over.set()
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(wait_long)
+            await wait_all_tasks_blocked()
+            assert pusher.calls == 0, "nothing has left the socket"
+            for calls in (1, 2):
+                while pusher.calls < calls:
+                    assert not over.is_set()
+                    await drain(peer)
+                assert watch.writer is not None, "the task was not woken for it"
+            while not over.is_set():
+                await drain(peer)
+        assert pusher.calls == 3
+        assert watch.writer is None
+        assert not watch.writing
+        watch.close()
+
+
+@pytest.mark.parametrize("end", ["cancelled", "closed"])
+async def test_nothing_is_pushed_for_a_task_that_has_left(hub: Hub, end: str) -> None:
+    with tcp_pair() as (ours, peer):
+        peer.setblocking(False)
+        watch = hub.watch(ours)
+        fill(ours)
+        pusher = Pusher(ours, 99)
+        scope = trio.CancelScope()
+
+        async def leave() -> None:
+            with scope, suppress(trio.ClosedResourceError):
+                await wait(watch, pusher)
+                raise AssertionError("the wait has ended by itself")
+
+        with trio.fail_after(10):
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(leave)
+                await wait_all_tasks_blocked()
+                if end == "cancelled":
+                    scope.cancel()
+                else:
+                    watch.close()
+            if end == "cancelled":
+                # A later wait has nothing to do with it.
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(wait, watch)
+                    await wait_all_tasks_blocked()
+                    while watch.writer is not None:
+                        await drain(peer)
+                watch.close()
+        assert pusher.calls == 0
+
+
+async def test_who_has_pushed_is_held_no_longer_than_the_wait() -> None:
+    async with running_hub("epoll") as hub:
+        with tcp_pair() as (ours, peer):
+            peer.setblocking(False)
+            watch = hub.watch(ours)
+            fill(ours)
+            gc.collect()
+            gc.disable()
+            try:
+                pusher = Pusher(ours, 1)
+                pushed = weakref.ref(pusher)
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(wait, watch, pusher)
+                    await wait_all_tasks_blocked()
+                    while watch.writer is not None:
+                        await drain(peer)
+                assert pusher.calls == 1
+                del pusher
+                await wait_all_tasks_blocked()
+                assert pushed() is None
+            finally:
+                gc.enable()
+            watch.close()
+
+
+async def test_a_reset_is_met_by_the_push_and_ends_the_wait(hub: Hub) -> None:
+    with tcp_pair() as (ours, peer):
+        watch = hub.watch(ours)
+        fill(ours)
+        pusher = Pusher(ours, 99)
+        with trio.fail_after(10):
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(wait, watch, pusher)
+                await wait_all_tasks_blocked()
+                reset(peer)
+        assert pusher.calls == 1
+        watch.close()
+
+
+async def test_a_push_whose_task_is_cancelled_meanwhile_wakes_it_only_once() -> None:
+    """What a push meets runs `on_hangup`, which may cancel the task that waits."""
+    async with running_hub("epoll") as hub:
+        with tcp_pair() as (ours, peer):
+            peer.setblocking(False)
+            watch = hub.watch(ours)
+            fill(ours)
+            scope = trio.CancelScope()
+
+            def cancel() -> bool:
+                scope.cancel()
+                return True
+
+            async def wait_in_scope() -> None:
+                with scope:
+                    await wait(watch, cancel)
+
+            with trio.fail_after(10):
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(wait_in_scope)
+                    await wait_all_tasks_blocked()
+                    while not scope.cancel_called:
+                        await drain(peer)
+            assert scope.cancelled_caught
+            await wait_all_tasks_blocked()  # the hub goes on
+            watch.close()
+
+
+async def test_when_its_time_is_up_the_hub_wakes_the_tasks_instead(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many peers have made room at once, who has something to read is served in between."""
+    monkeypatch.setattr(hub_module, "_PUSH_SECONDS", 0.0)
+    hub = open_hub("epoll")
+    with tcp_pair() as (ours, peer):
+        peer.setblocking(False)
+        watch = hub.watch(ours)
+        fill(ours)
+        pusher = Pusher(ours, 99)
+        with trio.fail_after(10):
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(hub.run)
+                async with trio.open_nursery() as inner:
+                    inner.start_soon(wait, watch, pusher)
+                    await wait_all_tasks_blocked()
+                    while watch.writer is not None:
+                        await drain(peer)
+                nursery.cancel_scope.cancel()
+        assert pusher.calls == 0
+        watch.close()
+    hub.close()
