@@ -5,8 +5,8 @@ from __future__ import annotations
 import gc
 import socket
 import weakref
-from collections.abc import AsyncIterator, Callable
-from contextlib import suppress
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import pytest
@@ -15,13 +15,30 @@ from trio.testing import wait_all_tasks_blocked
 
 from tests.net.sockets import HUBS, drain, fill, reset, running_hub, tcp_pair
 from trioserve.net import hub as hub_module
-from trioserve.net.hub import Hub, Watch, open_hub
+from trioserve.net.hub import Hub, Watch
 
 
 @pytest.fixture(params=HUBS)
 async def hub(request: Any) -> AsyncIterator[Hub]:
     async with running_hub(request.param) as hub:
         yield hub
+
+
+@contextmanager
+def full_socket(hub: Hub) -> Iterator[tuple[Watch, socket.socket, socket.socket]]:
+    """A watched socket that takes no more, and its peer."""
+    with tcp_pair() as (ours, peer):
+        peer.setblocking(False)
+        watch = hub.watch(ours)
+        fill(ours)
+        yield watch, ours, peer
+        watch.close()
+
+
+async def drain_until(peer: socket.socket, is_done: Callable[[], bool]) -> None:
+    """Make room until that has come about."""
+    while not is_done():
+        await drain(peer)
 
 
 async def wait(watch: Watch, push: Callable[[], bool] | None = None) -> None:
@@ -50,11 +67,8 @@ class Pusher:
 
 
 async def test_the_wait_goes_on_until_the_push_has_had_enough(hub: Hub) -> None:
-    with tcp_pair() as (ours, peer):
-        peer.setblocking(False)
-        watch = hub.watch(ours)
-        fill(ours)
-        pusher = Pusher(ours, 3)
+    with full_socket(hub) as (watch, ours, peer):
+        pusher = Pusher(ours, 10**6)
         over = trio.Event()
 
         async def wait_long() -> None:
@@ -70,20 +84,16 @@ async def test_the_wait_goes_on_until_the_push_has_had_enough(hub: Hub) -> None:
                     assert not over.is_set()
                     await drain(peer)
                 assert watch.writer is not None, "the task was not woken for it"
-            while not over.is_set():
-                await drain(peer)
-        assert pusher.calls == 3
+            pusher.left = 1
+            await drain_until(peer, over.is_set)
+        assert pusher.left == 0, "woken by the first push that had enough, and not before"
         assert watch.writer is None
         assert not watch.writing
-        watch.close()
 
 
 @pytest.mark.parametrize("end", ["cancelled", "closed"])
 async def test_nothing_is_pushed_for_a_task_that_has_left(hub: Hub, end: str) -> None:
-    with tcp_pair() as (ours, peer):
-        peer.setblocking(False)
-        watch = hub.watch(ours)
-        fill(ours)
+    with full_socket(hub) as (watch, ours, peer):
         pusher = Pusher(ours, 99)
         scope = trio.CancelScope()
 
@@ -105,18 +115,13 @@ async def test_nothing_is_pushed_for_a_task_that_has_left(hub: Hub, end: str) ->
                 async with trio.open_nursery() as nursery:
                     nursery.start_soon(wait, watch)
                     await wait_all_tasks_blocked()
-                    while watch.writer is not None:
-                        await drain(peer)
-                watch.close()
+                    await drain_until(peer, lambda: watch.writer is None)
         assert pusher.calls == 0
 
 
 async def test_who_has_pushed_is_held_no_longer_than_the_wait() -> None:
     async with running_hub("epoll") as hub:
-        with tcp_pair() as (ours, peer):
-            peer.setblocking(False)
-            watch = hub.watch(ours)
-            fill(ours)
+        with full_socket(hub) as (watch, ours, peer):
             gc.collect()
             gc.disable()
             try:
@@ -125,21 +130,17 @@ async def test_who_has_pushed_is_held_no_longer_than_the_wait() -> None:
                 async with trio.open_nursery() as nursery:
                     nursery.start_soon(wait, watch, pusher)
                     await wait_all_tasks_blocked()
-                    while watch.writer is not None:
-                        await drain(peer)
+                    await drain_until(peer, lambda: watch.writer is None)
                 assert pusher.calls == 1
                 del pusher
                 await wait_all_tasks_blocked()
                 assert pushed() is None
             finally:
                 gc.enable()
-            watch.close()
 
 
 async def test_a_reset_is_met_by_the_push_and_ends_the_wait(hub: Hub) -> None:
-    with tcp_pair() as (ours, peer):
-        watch = hub.watch(ours)
-        fill(ours)
+    with full_socket(hub) as (watch, ours, peer):
         pusher = Pusher(ours, 99)
         with trio.fail_after(10):
             async with trio.open_nursery() as nursery:
@@ -147,16 +148,12 @@ async def test_a_reset_is_met_by_the_push_and_ends_the_wait(hub: Hub) -> None:
                 await wait_all_tasks_blocked()
                 reset(peer)
         assert pusher.calls == 1
-        watch.close()
 
 
 async def test_a_push_whose_task_is_cancelled_meanwhile_wakes_it_only_once() -> None:
     """What a push meets runs `on_hangup`, which may cancel the task that waits."""
     async with running_hub("epoll") as hub:
-        with tcp_pair() as (ours, peer):
-            peer.setblocking(False)
-            watch = hub.watch(ours)
-            fill(ours)
+        with full_socket(hub) as (watch, _ours, peer):
             scope = trio.CancelScope()
 
             def cancel() -> bool:
@@ -171,31 +168,20 @@ async def test_a_push_whose_task_is_cancelled_meanwhile_wakes_it_only_once() -> 
                 async with trio.open_nursery() as nursery:
                     nursery.start_soon(wait_in_scope)
                     await wait_all_tasks_blocked()
-                    while not scope.cancel_called:
-                        await drain(peer)
+                    await drain_until(peer, lambda: scope.cancel_called)
             assert scope.cancelled_caught
             await wait_all_tasks_blocked()  # the hub goes on
-            watch.close()
 
 
 async def test_when_its_time_is_up_the_hub_wakes_the_tasks_instead(monkeypatch: pytest.MonkeyPatch) -> None:
     """However many peers have made room at once, who has something to read is served in between."""
     monkeypatch.setattr(hub_module, "_PUSH_SECONDS", 0.0)
-    hub = open_hub("epoll")
-    with tcp_pair() as (ours, peer):
-        peer.setblocking(False)
-        watch = hub.watch(ours)
-        fill(ours)
-        pusher = Pusher(ours, 99)
-        with trio.fail_after(10):
-            async with trio.open_nursery() as nursery:
-                nursery.start_soon(hub.run)
-                async with trio.open_nursery() as inner:
-                    inner.start_soon(wait, watch, pusher)
+    async with running_hub("epoll") as hub:
+        with full_socket(hub) as (watch, ours, peer):
+            pusher = Pusher(ours, 99)
+            with trio.fail_after(10):
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(wait, watch, pusher)
                     await wait_all_tasks_blocked()
-                    while watch.writer is not None:
-                        await drain(peer)
-                nursery.cancel_scope.cancel()
-        assert pusher.calls == 0
-        watch.close()
-    hub.close()
+                    await drain_until(peer, lambda: watch.writer is None)
+            assert pusher.calls == 0
