@@ -78,6 +78,12 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
         os.environ[_COVERAGE] = stash[_coverage_config]
 
 
+@pytest.fixture
+def unmeasured(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The processes that the test starts run without coverage."""
+    monkeypatch.delenv(_COVERAGE, raising=False)
+
+
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line(
         "markers", "modes(*names, because=''): runs in these modes, too; see tests/modes.py"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import random
 import socket
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,6 +12,7 @@ import pytest
 import trio
 
 from tests.http.feeding import head
+from tests.http.large_file import SIZE
 from tests.http.test_wire_framing import GET, LAST, OLD, App, bare, wire
 from trioserve.net.transport import Transport
 from trioserve.static.sendfile import READ_SIZE, WINDOW
@@ -21,7 +21,6 @@ from trioserve.testing import RawClient, serving
 pytestmark = pytest.mark.modes("tls", "http2")
 
 HEAD = head("HEAD / HTTP/1.1", "Connection: close")
-SIZE = 5 * WINDOW + 12_345
 
 
 @pytest.fixture(params=["sendfile", "reading"])
@@ -30,18 +29,6 @@ def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     if request.param == "reading":
         monkeypatch.setattr(Transport, "sends_files", False)
     return str(request.param)
-
-
-@pytest.fixture(scope="session")
-def content() -> bytes:
-    return random.Random(7).randbytes(SIZE)
-
-
-@pytest.fixture
-def large(tmp_path: Path, content: bytes) -> Path:
-    path = tmp_path / "large.bin"
-    path.write_bytes(content)
-    return path
 
 
 @pytest.fixture

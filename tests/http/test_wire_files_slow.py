@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import gc
 import os
-import random
 import weakref
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -15,35 +14,16 @@ import pytest
 import trio
 import trio.testing
 
+from tests.http.large_file import SIZE
 from tests.http.test_wire_files import sending
 from tests.http.test_wire_framing import GET, bare
-from tests.net.sockets import HUBS, fill, unix_pair
+from tests.net.sockets import fill, open_hub_of, unix_pair
 from trioserve.asgi.file_body import borrowed_part
 from trioserve.errors import FileSendFailed
-from trioserve.net.hub import open_hub
 from trioserve.net.transport import Transport
 from trioserve.static.residency import PageCache
 from trioserve.static.sendfile import WINDOW, FileSender
 from trioserve.testing import RawClient
-
-SIZE = 6 * WINDOW + 12_345
-
-
-@pytest.fixture(scope="module")
-def content() -> bytes:
-    return random.Random(8).randbytes(SIZE)
-
-
-@pytest.fixture
-def large(tmp_path: Path, content: bytes) -> Path:
-    path = tmp_path / "large.bin"
-    path.write_bytes(content)
-    return path
-
-
-@pytest.fixture(params=HUBS)
-def hub_kind(request: Any) -> str:
-    return str(request.param)
 
 
 async def read_on(client: RawClient, size: int) -> int:
@@ -71,10 +51,10 @@ async def read_file(client: RawClient, size: int = 65536, pauses: Iterable[float
 
 
 async def test_a_slow_peer_that_reads_on_is_given_all_the_time_it_needs(
-    large: Path, content: bytes, hub_kind: str, autojump_clock: Any
+    large: Path, content: bytes, hub: str, autojump_clock: Any
 ) -> None:
     began = trio.current_time()
-    async with bare(sending({"path": str(large)}), response_write_timeout=7, hub=hub_kind) as server:
+    async with bare(sending({"path": str(large)}), response_write_timeout=7, hub=hub) as server:
         async with server.connect(receive_buffer=4096) as client:
             await client.send(GET)
             assert await read_file(client, 1 << 20, pauses=[6, 0.5, 6, 6, 6]) == content
@@ -101,8 +81,8 @@ async def test_a_peer_that_has_sent_its_fin_is_bounded_by_the_grace(large: Path,
 # -- what the hub meets, the task deals with -------------------------------------------------------------------
 
 
-async def test_a_file_cut_short_behind_a_slow_peers_back_ends_visibly(large: Path, hub_kind: str) -> None:
-    async with bare(sending({"path": str(large)}), hub=hub_kind) as server:
+async def test_a_file_cut_short_behind_a_slow_peers_back_ends_visibly(large: Path, hub: str) -> None:
+    async with bare(sending({"path": str(large)}), hub=hub) as server:
         async with server.connect(receive_buffer=4096) as client:
             await client.send(GET)
             await read_on(client, 1000)
@@ -115,9 +95,9 @@ async def test_a_file_cut_short_behind_a_slow_peers_back_ends_visibly(large: Pat
 
 
 async def test_a_cold_window_behind_a_slow_peer_is_read_by_a_thread(
-    large: Path, content: bytes, hub_kind: str
+    large: Path, content: bytes, hub: str
 ) -> None:
-    async with bare(sending({"path": str(large)}), hub=hub_kind) as server:
+    async with bare(sending({"path": str(large)}), hub=hub) as server:
         page_cache = PageCache(method="blind")
         server.worker.context.files.page_cache = page_cache
         async with server.connect(receive_buffer=4096) as client:
@@ -127,10 +107,8 @@ async def test_a_cold_window_behind_a_slow_peer_is_read_by_a_thread(
         assert server.worker.context.counters.faults == {}
 
 
-async def test_a_peer_that_resets_while_the_hub_sends_is_no_error_of_the_app(
-    large: Path, hub_kind: str
-) -> None:
-    async with bare(sending({"path": str(large)}), hub=hub_kind) as server:
+async def test_a_peer_that_resets_while_the_hub_sends_is_no_error_of_the_app(large: Path, hub: str) -> None:
+    async with bare(sending({"path": str(large)}), hub=hub) as server:
         client = server.connect(receive_buffer=4096)
         await client.send(GET)
         await read_on(client, 300_000)
@@ -192,13 +170,11 @@ class Sink:
 
 @pytest.fixture
 def sink() -> Iterator[Sink]:
-    hub = open_hub("epoll")
-    with unix_pair() as (ours, _peer):
+    with open_hub_of("epoll") as hub, unix_pair() as (ours, _peer):
         transport = Transport(ours, hub.watch(ours))
         fill(ours)
         yield Sink(transport)
         transport.close()
-    hub.close()
 
 
 async def send(sink: Sink, path: Path) -> None:
