@@ -357,6 +357,10 @@ class Http1Exchange(Http1Request):
         if self.wire_write_queue():
             await self.wire_flush()
 
+    def note_sent(self, count: int) -> None:
+        """Bytes of a file are with the kernel."""
+        self.response_bytes += count
+
     async def write(self, data: bytes) -> None:
         """Bytes of a file that could not be sent without reading it."""
         self.queue.append(data)

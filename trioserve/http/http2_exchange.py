@@ -8,7 +8,7 @@ is told in `asgi/exchange.py`; a stream whose `send()` was cut is reset by whoev
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Any
 
 from trioserve.asgi.exchange import ResponseState, check_body_length, listed
@@ -295,7 +295,7 @@ class Http2Exchange(StreamPipe, HttpExchange):
         self._ends_with_file = not more and self._trailers is None
         if size:
             self.torn = True
-            await files.send(part, self)
+            await files.send_by_reading(part, self)
             self.torn = False
         if not more:
             self._end_body()
@@ -307,10 +307,6 @@ class Http2Exchange(StreamPipe, HttpExchange):
         if self.put(data, False):
             await self.wire_flush()
         self.response_bytes += len(data)
-
-    async def wait_room(self, push: Callable[[], bool]) -> None:
-        """Not called: what is in the way of a stream takes no files (`sends_files`), and `write` waits by itself."""
-        raise NotImplementedError
 
     # -- writing ---------------------------------------------------------------------------------------------
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Callable
-from typing import Any, ClassVar
+from typing import Any
 
 from trio.lowlevel import Abort, Task, current_task, reschedule, wait_task_rescheduled
 
@@ -30,8 +30,6 @@ class Wire:
     """
 
     __slots__ = ("broken",)
-
-    sends_files: ClassVar[bool] = False
 
     def __init__(self, broken: OSError | None = None) -> None:
         self.broken = broken

@@ -117,10 +117,6 @@ class HttpExchange(Exchange):
         files: FileSender = self.connection.worker.files
         return await files.open(path)
 
-    def note_sent(self, count: int) -> None:
-        """Bytes of a file are on their way."""
-        self.response_bytes += count
-
 
 def as_bytes(body: Any) -> bytes:
     """A body that is no `bytes` as a copy.

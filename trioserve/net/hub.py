@@ -399,9 +399,10 @@ class PortableWatch(Watch):
         # For what has come there may be a task waiting already, and trio lets only one.
         wait = _wait_a_moment if self.writes_when_readable else trio.lowlevel.wait_writable
         self.writes_when_readable = False
-        await self._wait("writer", wait, "write")
-        while push is not None and not push():
+        while True:
             await self._wait("writer", wait, "write")
+            if push is None or push():
+                return
 
     async def wait_hangup(self) -> None:
         self._check_open(self.hangup_waiter, "learn of the end of")

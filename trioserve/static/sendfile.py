@@ -8,7 +8,7 @@ and the connection is not used again. While the task waits for a slow peer, the 
 when there is something else to do: to wake a task for every part that the peer has made room for costs more than to
 send the part.
 
-Where the connection cannot take a file (`Transport.sends_files`: TLS, HTTP/2), or the file system has no sendfile,
+Where the connection cannot take a file (`Transport.sends_files`: TLS; and HTTP/2), or the file system has no sendfile,
 its bytes are read, by threads where they are not in memory, a part at a time, as fast as the peer takes them.
 """
 
@@ -48,17 +48,21 @@ _NO_SENDFILE = frozenset({errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP})
 _OPEN_FLAGS = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY
 
 
-class FileSink(Protocol):
-    """Where a file goes: what the exchange offers."""
+class ByteSink(Protocol):
+    """Where the bytes of a file go that are read here: what every exchange offers."""
+
+    async def write(self, data: bytes) -> None:
+        """Write bytes, waiting as long as the peer leaves no room."""
+        ...
+
+
+class FileSink(ByteSink, Protocol):
+    """Where a file goes: what an exchange offers whose connection may take one."""
 
     transport: Transport
 
     def note_sent(self, count: int) -> None:
         """`count` bytes of the file are with the kernel."""
-        ...
-
-    async def write(self, data: bytes) -> None:
-        """Write bytes, waiting as long as the peer leaves no room."""
         ...
 
     async def wait_room(self, push: Callable[[], bool]) -> None:
@@ -152,9 +156,8 @@ class _Sending:
             try:
                 sent = sendfile(fd, offset, self.window_end - offset)
             except OSError as error:
-                self.error = error.with_traceback(
-                    None
-                )  # which holds this frame, and with it all of the exchange
+                # Its traceback holds this frame, and with it all of the exchange.
+                self.error = error.with_traceback(None)
                 return _FAILED
             if sent is None:
                 # TLS may be at its end while its socket is only full: there will be no room ever.
@@ -226,7 +229,7 @@ class FileSender:
             OSError: the connection is broken.
         """
         if not sink.transport.sends_files or part.pages.never_warm:
-            await self._send_by_reading(part, part.offset, sink)
+            await self.send_by_reading(part, sink)
             return
         sending = _Sending(part, sink, self.page_cache, self._clock)
         while (state := sending.push()) is not _DONE:
@@ -242,7 +245,7 @@ class FileSender:
             elif sink.transport.broken is not None:
                 raise error
             elif error.errno in _NO_SENDFILE and sending.offset == part.offset:
-                await self._send_by_reading(part, part.offset, sink)
+                await self.send_by_reading(part, sink)
                 return
             else:
                 raise _failed(f"the file cannot be read at byte {sending.offset}", error) from error
@@ -253,8 +256,13 @@ class FileSender:
         except OSError as error:
             raise _failed(f"the file cannot be read at byte {offset}", error) from error
 
-    async def _send_by_reading(self, part: FilePart, offset: int, sink: FileSink) -> None:
-        end = part.offset + part.count
+    async def send_by_reading(self, part: FilePart, sink: ByteSink) -> None:
+        """What `send` does, for a sink that can only be written to.
+
+        Raises:
+            FileSendFailed, OSError: as `send`.
+        """
+        offset, end = part.offset, part.offset + part.count
         last_yield = time.monotonic()
         while offset < end:
             size = min(READ_SIZE, end - offset)
