@@ -202,7 +202,7 @@ class Http1:
                 await trio.lowlevel.checkpoint()
 
     def _answer_now(self, answer: Answer) -> bool:
-        """Write a small prepared response in one call and without an exchange; False if that was not all of it.
+        """Write a prepared response in a call or two and without an exchange; False if that was not all of it.
 
         Raises:
             OSError: the connection is broken.
@@ -212,8 +212,7 @@ class Http1:
         engine = self.engine
         transport = connection.transport
         if (
-            answer.file is not None
-            or engine.method != "GET"
+            engine.method != "GET"
             or not engine.keep_alive
             or not engine.body_complete
             or engine.version != "1.1"
@@ -222,15 +221,27 @@ class Http1:
         ):
             return False
         now = worker.clock()
-        data = answer.message
-        if data is None or now >= answer.message_until:
-            data = prepare_message(answer, worker.response_defaults, now)
-            if data is None:
+        message = answer.message
+        if message is None or now >= answer.message_until:
+            message = prepare_message(answer, worker.response_defaults, now)
+            if message is None:
                 return False
-        sent = transport.send_nowait(data)
-        if sent < len(data):
+        size = len(message)
+        file = answer.file
+        if file is None:
+            sent = transport.send_nowait(message)
+        else:
+            span = answer.pieces[0]
+            if len(answer.pieces) > 1 or isinstance(span, bytes):
+                return False
+            size += span.length
+            begun = worker.files.begin(transport, message, file, span, now)
+            if begun is None:
+                return False
+            sent = begun
+        if sent < size:
             connection.exchange = exchange = Http1Exchange(connection, engine, now, True)
-            exchange.take_rest(answer, memoryview(data)[sent:])
+            exchange.take_rest(answer, message, sent)
             return False
         connection.phase = "keep_alive"
         connection.deadline = deadline = now + worker.timeouts.keep_alive

@@ -29,8 +29,7 @@ from trioserve.net.transport import MSG_MORE
 from trioserve.static.answers import Answer
 from trioserve.static.open_file import OpenFile
 from trioserve.static.ranges import Span
-from trioserve.static.residency import SURPRISE_SECONDS
-from trioserve.static.sendfile import WINDOW, FileSender
+from trioserve.static.sendfile import FileSender
 from trioserve.static.sending import send_pieces
 from trioserve.structure.context import ConnectionContext
 
@@ -263,39 +262,39 @@ class Http1Exchange(Http1Request):
         self.queue.append(memoryview(data)[sent:])
         return False
 
-    def take_rest(self, answer: Answer, rest: memoryview) -> None:
-        """A prepared response was begun without an exchange; `rest` is what the kernel has not taken of it."""
+    def take_rest(self, answer: Answer, message: bytes, sent: int) -> None:
+        """A prepared response was begun without an exchange: its `message`, and a file behind it if it has one.
+
+        `sent` bytes of these are with the kernel, and not all.
+        """
         self.status = answer.status
         self.fields = answer.fields
         self.head_at = self.started_at
-        self._complete(len(answer.body))
-        self.queue.append(rest)
+        if answer.file is None:
+            self._complete(len(answer.body))
+        else:
+            self._expected = answer.checked[1]
+            self.state = _STREAMING
+            self.response_bytes = max(0, sent - len(message))
+        if sent < len(message):
+            self.queue.append(memoryview(message)[sent:])
 
     def _begin_file(self, answer: Answer, file: OpenFile) -> bool:
         """Head and file in two calls, where the file is in memory and the socket has room; True if that was all."""
         worker = self.connection.worker
-        transport = self.transport
-        pages = file.pages
         span = answer.pieces[0]
-        if len(answer.pieces) > 1 or isinstance(span, bytes) or pages is None or not transport.sends_files:
+        if len(answer.pieces) > 1 or isinstance(span, bytes):
             return False
-        size = min(span.length, WINDOW)
-        now = worker.clock() if self.admitted else self.started_at  # it may have queued for long
-        if not worker.files.page_cache.is_warm(pages, span.start, size, now):
+        head = self._head(b"", b"")
+        now = self.head_at or 0.0
+        sent = worker.files.begin(self.transport, head, file, span, now)
+        if sent is None:
             return False
-        self.queue.append(self._head(b"", b""))
         self.state = _STREAMING
-        if transport.send_parts_nowait(self.queue, MSG_MORE):
+        if sent < len(head):
+            self.queue.append(memoryview(head)[sent:])
             return False
-        try:
-            sent = transport.sendfile_nowait(file.fd, span.start, size) or 0
-        except OSError:
-            return False  # `finish_answer` will meet it again
-        now = worker.clock()
-        took = now - (self.head_at or now)
-        if took > SURPRISE_SECONDS:
-            worker.files.page_cache.note_send(pages, sent, took, now)
-        self.response_bytes = sent
+        self.response_bytes = sent = sent - len(head)
         if sent < span.length:
             return False
         self.completed_at = now

@@ -25,8 +25,9 @@ import trio
 
 from trioserve.asgi.file_body import FilePart
 from trioserve.errors import FileSendFailed
-from trioserve.net.transport import Transport
-from trioserve.static.open_file import read_resident
+from trioserve.net.transport import MSG_MORE, Transport
+from trioserve.static.open_file import OpenFile, read_resident
+from trioserve.static.ranges import Span
 from trioserve.static.residency import SURPRISE_SECONDS, PageCache
 
 # What one sendfile may take. Large enough that calls are few, small enough that one that meets a slow page, or a peer
@@ -203,6 +204,33 @@ class FileSender:
         if isinstance(found, ValueError):
             raise FileSendFailed(0, f"{path!r:.200} is no path: {found}")
         return found
+
+    def begin(self, transport: Transport, head: bytes, file: OpenFile, span: Span, now: float) -> int | None:
+        """Send a head and the first window behind it, in two calls, where that is certain to need no wait.
+
+        `now` is what the clock has just said. Returns how many bytes the kernel has taken, the head's included, which
+        may be fewer than these; what is left goes by `prepare` and `send`. None if nothing was sent.
+
+        Raises:
+            OSError: the connection is broken.
+        """
+        pages = file.pages
+        if pages is None or not transport.sends_files:
+            return None
+        size = min(span.length, WINDOW)
+        if not self.page_cache.is_warm(pages, span.start, size, now):
+            return None
+        sent = transport.send_nowait(head, MSG_MORE)
+        if sent < len(head):
+            return sent
+        try:
+            count = transport.sendfile_nowait(file.fd, span.start, size) or 0
+        except OSError:
+            return sent  # `send` will meet it again
+        took = self._clock() - now
+        if took > SURPRISE_SECONDS:
+            self.page_cache.note_send(pages, count, took, now + took)
+        return sent + count
 
     async def prepare(self, part: FilePart) -> None:
         """Have the first window of a part in memory, so that its head need not wait for the disk.
