@@ -234,8 +234,9 @@ class Http1:
             span = answer.pieces[0]
             if len(answer.pieces) > 1 or isinstance(span, bytes):
                 return False
-            size += span.length
-            begun = worker.files.begin(transport, message, file, span, now)
+            length = span.stop - span.start
+            size += length
+            begun = worker.files.begin(transport, message, file, span.start, length, now)
             if begun is None:
                 return False
             sent = begun

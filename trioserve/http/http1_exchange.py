@@ -287,7 +287,8 @@ class Http1Exchange(Http1Request):
             return False
         head = self._head(b"", b"")
         now = self.head_at or 0.0
-        sent = worker.files.begin(self.transport, head, file, span, now)
+        length = span.length
+        sent = worker.files.begin(self.transport, head, file, span.start, length, now)
         if sent is None:
             return False
         self.state = _STREAMING
@@ -295,7 +296,7 @@ class Http1Exchange(Http1Request):
             self.queue.append(memoryview(head)[sent:])
             return False
         self.response_bytes = sent = sent - len(head)
-        if sent < span.length:
+        if sent < length:
             return False
         self.completed_at = now
         self._complete(sent)

@@ -48,9 +48,14 @@ class Transport:
         watch: its readiness in the hub.
         broken: the first error that ended reading or writing, or None.
         bytes_read, bytes_written: totals over the connection.
+        sends_files: the kernel can send a file by itself (`sendfile_nowait`); otherwise its bytes must be read and
+            written.
     """
 
     __slots__ = ("_taken", "broken", "bytes_read", "bytes_written", "sock", "watch")
+
+    # No property: it is asked for every file.
+    sends_files: bool = _HAS_SENDFILE
 
     def __init__(self, sock: socket.socket, watch: Watch) -> None:
         self.sock = sock
@@ -62,11 +67,6 @@ class Transport:
 
     def __repr__(self) -> str:
         return f"<Transport {self.watch!r} in={self.bytes_read} out={self.bytes_written}>"
-
-    @property
-    def sends_files(self) -> bool:
-        """The kernel can send a file by itself (`sendfile_nowait`); otherwise its bytes must be read and written."""
-        return _HAS_SENDFILE
 
     def recv_nowait(self, size: int = READ_SIZE) -> bytes | None:
         """Read what is there: bytes, `b""` at the end of the stream (FIN or a broken connection), None if empty."""

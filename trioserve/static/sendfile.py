@@ -27,7 +27,6 @@ from trioserve.asgi.file_body import FilePart
 from trioserve.errors import FileSendFailed
 from trioserve.net.transport import MSG_MORE, Transport
 from trioserve.static.open_file import OpenFile, read_resident
-from trioserve.static.ranges import Span
 from trioserve.static.residency import SURPRISE_SECONDS, PageCache
 
 # What one sendfile may take. Large enough that calls are few, small enough that one that meets a slow page, or a peer
@@ -205,7 +204,9 @@ class FileSender:
             raise FileSendFailed(0, f"{path!r:.200} is no path: {found}")
         return found
 
-    def begin(self, transport: Transport, head: bytes, file: OpenFile, span: Span, now: float) -> int | None:
+    def begin(
+        self, transport: Transport, head: bytes, file: OpenFile, start: int, count: int, now: float
+    ) -> int | None:
         """Send a head and the first window behind it, in two calls, where that is certain to need no wait.
 
         `now` is what the clock has just said. Returns how many bytes the kernel has taken, the head's included, which
@@ -217,20 +218,21 @@ class FileSender:
         pages = file.pages
         if pages is None or not transport.sends_files:
             return None
-        size = min(span.length, WINDOW)
-        if not self.page_cache.is_warm(pages, span.start, size, now):
+        if count > WINDOW:
+            count = WINDOW
+        if not self.page_cache.is_warm(pages, start, count, now):
             return None
         sent = transport.send_nowait(head, MSG_MORE)
         if sent < len(head):
             return sent
         try:
-            count = transport.sendfile_nowait(file.fd, span.start, size) or 0
+            taken = transport.sendfile_nowait(file.fd, start, count) or 0
         except OSError:
             return sent  # `send` will meet it again
         took = self._clock() - now
         if took > SURPRISE_SECONDS:
-            self.page_cache.note_send(pages, count, took, now + took)
-        return sent + count
+            self.page_cache.note_send(pages, taken, took, now + took)
+        return sent + taken
 
     async def prepare(self, part: FilePart) -> None:
         """Have the first window of a part in memory, so that its head need not wait for the disk.
