@@ -11,8 +11,9 @@ from contextlib import asynccontextmanager, contextmanager
 import trio
 from trio.testing import wait_all_tasks_blocked
 
-from trioserve.net.hub import Hub, Watch, open_hub
+from trioserve.net.hub import Hub, open_hub
 from trioserve.net.transport import Transport
+from trioserve.net.watch import Watch
 
 HUBS = ("epoll", "portable")
 

@@ -24,7 +24,9 @@ from tests.net.sockets import (
     tcp_pair,
     waits,
 )
-from trioserve.net.hub import EpollHub, Hub, PortableHub, open_hub
+from trioserve.net.epoll_hub import EpollHub
+from trioserve.net.hub import Hub, open_hub
+from trioserve.net.portable_hub import PortableHub
 from trioserve.net.transport import Transport
 
 Pair = Callable[[], AbstractContextManager[tuple[socket.socket, socket.socket]]]

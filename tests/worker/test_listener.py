@@ -20,7 +20,8 @@ import trioserve
 from tests.apps import hello, respond
 from tests.net.sockets import affordable_pairs
 from trioserve.errors import BindError
-from trioserve.net.hub import EpollHub, Watch
+from trioserve.net.epoll_hub import EpollHub
+from trioserve.net.watch import Watch
 from trioserve.structure.drain import DrainState
 from trioserve.testing import RawClient, TestServer, encode_request, no_leaks, serving
 

@@ -24,8 +24,8 @@ from trioserve.http.http2_fields import minimal_response
 from trioserve.http.http2_output import Output
 from trioserve.http.http2_pipe import connection_gone, reset_by_peer
 from trioserve.http.http2_stream import Lane, log_request, refuse, serve_lane
-from trioserve.net.hub import WOKEN
 from trioserve.net.transport import BODY_READ_SIZE, READ_SIZE
+from trioserve.net.watch import WOKEN
 from trioserve.structure.boundary import is_scope_corruption
 from trioserve.structure.context import LAST_REQUEST_PATIENCE, ConnectionContext, StreamContext
 from trioserve.structure.deadlines import NEVER

@@ -16,7 +16,7 @@ import trio
 from trio.lowlevel import Abort, Task, reschedule, wait_task_rescheduled
 
 from trioserve.http.http2_engine import Http2Engine
-from trioserve.net.hub import WOKEN
+from trioserve.net.watch import WOKEN
 from trioserve.structure.context import ConnectionContext
 
 # So much body goes into one write; also the most that waits for the kernel, but for the frame that goes over it.

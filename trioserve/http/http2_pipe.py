@@ -18,7 +18,7 @@ from trio.lowlevel import Abort, Task, current_task, reschedule, wait_task_resch
 from trioserve.http.http2_codes import code_name
 from trioserve.http.http2_engine import Fields, Http2Engine
 from trioserve.http.http2_output import WRITE_SIZE, Output, turn_size
-from trioserve.net.hub import WOKEN
+from trioserve.net.watch import WOKEN
 from trioserve.structure.context import StreamContext
 
 

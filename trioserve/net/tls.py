@@ -4,7 +4,7 @@ The listener makes a `TlsTransport` where it would make a `Transport`; `worker/c
 anything else. OpenSSL reads from and writes to the descriptor itself, so there is no buffer of ours between them and no
 copy. Cancelling the handshake leaves the transport to be closed; cancelling any other wait loses nothing.
 
-What the hub's edges ask for (`hub.py`) is harder to promise here, since OpenSSL takes a record off the kernel at a
+What the hub's edges ask for (`watch.py`) is harder to promise here, since OpenSSL takes a record off the kernel at a
 time: `readable` is cleared only when it asked for more and the kernel had nothing, or when a record was read to its
 end and the kernel has nothing left. What OpenSSL has begun to send it must be given again, so the bytes of a record
 that the kernel took in part are kept here (`_owed`) until it is whole.
@@ -22,8 +22,8 @@ import sys
 import termios
 
 from trioserve.config.tls_context import KTLS_OPTION
-from trioserve.net.hub import Watch
 from trioserve.net.transport import READ_SIZE, Transport
+from trioserve.net.watch import Watch
 
 # The most that one record carries (RFC 8446 section 5.1). CPython sets SSL_MODE_ACCEPT_MOVING_WRITE_BUFFER and no
 # SSL_MODE_ENABLE_PARTIAL_WRITE: of a longer write that blocks nobody can tell how much has gone.

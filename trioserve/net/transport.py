@@ -15,7 +15,7 @@ import struct
 import sys
 import termios
 
-from trioserve.net.hub import Watch
+from trioserve.net.watch import Watch
 
 # What one read asks for. Large enough for a head and a small body in one call, small enough that the
 # allocation stays cheap; bodies are read in larger parts (`BODY_READ_SIZE`).

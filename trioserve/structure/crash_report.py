@@ -271,7 +271,6 @@ def _describe_process() -> dict[str, Any]:
         "threads": threading.active_count(),
         "gc_counts": gc.get_count(),
         "gc_collections": [generation["collections"] for generation in gc.get_stats()],
-        "gc_frozen": gc.get_freeze_count(),
     }
 
 

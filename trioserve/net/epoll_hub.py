@@ -1,0 +1,198 @@
+"""The hub of Linux: all descriptors in one edge-triggered epoll with `EPOLLRDHUP` (epoll(7)).
+
+That epoll is itself the only descriptor trio waits for. A ready descriptor wakes its task through
+`trio.lowlevel.reschedule`; where a task waits only to write on (`wait_writable(push)`), the hub writes in its place.
+Cancelling a wait leaves the descriptor watched and the hub consistent; cancelling `run()` stops all wake-ups.
+"""
+
+from __future__ import annotations
+
+import select
+import socket
+import time
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from typing import Any, ClassVar
+
+import outcome
+import trio
+from trio.lowlevel import Abort, Task, current_task, reschedule, wait_task_rescheduled
+
+from trioserve.net.watch import WOKEN, Watch
+
+# Enough for a full turn of a busy worker; more would only lengthen the turn before tasks run.
+_EVENTS_PER_POLL = 512
+
+# How long the hub may write in the place of waiting tasks before those run that it has woken (seconds).
+_PUSH_SECONDS = 0.002
+
+if hasattr(select, "epoll"):
+    _EPOLLOUT = select.EPOLLOUT
+    # What a request's arrival looks like: readable, and writable as ever.
+    _DATA = select.EPOLLIN | select.EPOLLOUT
+    _RESET = select.EPOLLHUP | select.EPOLLERR
+    _HANGUP = select.EPOLLRDHUP | _RESET
+    _WRITING = select.EPOLLOUT | _RESET
+
+
+class EpollWatch(Watch):
+    """A descriptor in the edge-triggered epoll of an `EpollHub`."""
+
+    __slots__ = ("_hub", "_push")
+
+    calls_on_writable = True
+
+    def __init__(self, fd: int, hub: EpollHub) -> None:
+        super().__init__(fd)
+        self._hub = hub
+        self._push: Callable[[], bool] | None = None  # of the task that waits to write
+
+    # These are plain functions that return an awaitable: one coroutine less to pass through on each wake-up.
+
+    def wait_readable(self, task: Task | None = None) -> Awaitable[None]:
+        if self.reader is not None or self.closed:
+            self._check_open(self.reader, "read")
+        if self.readable:
+            return _at_once()
+        self.reader = task or current_task()
+        return wait_task_rescheduled(self._abort_read)  # noqa: ASYNC105 - the caller awaits it
+
+    def wait_writable(self, push: Callable[[], bool] | None = None) -> Awaitable[None]:
+        self._check_open(self.writer, "write")
+        if self.reset:
+            return _at_once()
+        self.writer = current_task()
+        self._push = push
+        return wait_task_rescheduled(self._abort_write)  # noqa: ASYNC105 - the caller awaits it
+
+    def wait_hangup(self) -> Awaitable[None]:
+        self._check_open(self.hangup_waiter, "learn of the end of")
+        if self.hangup:
+            return _at_once()
+        self.hangup_waiter = current_task()
+        return wait_task_rescheduled(self._abort_hangup)  # noqa: ASYNC105 - the caller awaits it
+
+    def _abort_read(self, _raise_cancel: Callable[[], Any]) -> Abort:
+        self.reader = None
+        return Abort.SUCCEEDED
+
+    def _abort_write(self, _raise_cancel: Callable[[], Any]) -> Abort:
+        self.writer = self._push = None
+        return Abort.SUCCEEDED
+
+    def _abort_hangup(self, _raise_cancel: Callable[[], Any]) -> Abort:
+        self.hangup_waiter = None
+        return Abort.SUCCEEDED
+
+    def note_rarer(self, mask: int) -> None:
+        """What an event says besides "readable": room to write, FIN, RST."""
+        if mask & _HANGUP:
+            self.note_hangup(reset=bool(mask & _RESET))
+        if mask & _WRITING:
+            if self.reads_when_writable:
+                self.reads_when_writable = False
+                self.readable = True
+                if self.reader is None and self.on_readable is not None:
+                    self.on_readable()
+                self.wake_reader()
+            # What `writes_when_readable` asks for comes with every arrival: the descriptor is writable then as well.
+            task, push, callback = self.writer, self._push, self.on_writable
+            if push is not None and self._hub.has_time() and not push():
+                return
+            if self.writer is not task:
+                return  # what it pushed has met the end of the connection
+            self.writer = self._push = self.on_writable = None
+            if task is not None:
+                reschedule(task)
+            elif callback is not None:
+                callback()
+
+    def close(self) -> None:
+        if not self.closed:
+            self.closed = True
+            self._hub.forget(self.fd)
+            self.on_hangup = self.on_readable = self.on_writable = self.look_ahead = self._push = None
+            for name in ("reader", "writer", "hangup_waiter"):
+                task = getattr(self, name)
+                if task is not None:
+                    setattr(self, name, None)
+                    reschedule(
+                        task, outcome.Error(trio.ClosedResourceError(f"descriptor {self.fd} was closed"))
+                    )
+
+
+class EpollHub:
+    """One edge-triggered epoll for all of a worker's connections (epoll(7))."""
+
+    calls_on_writable: ClassVar[bool] = EpollWatch.calls_on_writable
+
+    def __init__(self) -> None:
+        self._epoll = select.epoll()
+        self._watched: dict[int, EpollWatch] = {}
+        self._push_end = 0.0  # of this turn's time for pushing; 0.0 as long as nobody has asked
+
+    def __repr__(self) -> str:
+        return f"<EpollHub watching {len(self._watched)}>"
+
+    def watch(self, sock: socket.socket) -> Watch:
+        fd = sock.fileno()
+        watch = EpollWatch(fd, self)
+        # One epoll_ctl for the connection's whole life. EPOLLOUT costs nothing extra: the kernel reports it only
+        # when a write had blocked, or along with an edge that is reported anyway.
+        self._epoll.register(fd, select.EPOLLIN | select.EPOLLOUT | select.EPOLLRDHUP | select.EPOLLET)
+        self._watched[fd] = watch
+        return watch
+
+    def forget(self, fd: int) -> None:
+        """Stop watching a descriptor that is still open."""
+        del self._watched[fd]
+        # Closing it would do, were it not for a child that was forked meanwhile: its copy keeps the old connection
+        # in the epoll, whose events would then pass for those of the next one with this number (epoll(7), Q6).
+        with suppress(OSError):
+            self._epoll.unregister(fd)
+
+    def has_time(self) -> bool:
+        """Whether bytes may still be written from the hub's task in this turn; else their tasks are woken for it."""
+        now = time.monotonic()
+        if not self._push_end:
+            self._push_end = now + _PUSH_SECONDS
+        return now < self._push_end
+
+    async def run(self) -> None:
+        """Dispatch readiness until cancelled."""
+        poll = self._epoll.poll
+        epoll_fd = self._epoll.fileno()
+        dispatch = self._dispatch
+        while True:
+            # Waiting through trio each turn keeps the hub fair: one turn of wake-ups, then everyone else runs.
+            await trio.lowlevel.wait_readable(epoll_fd)
+            dispatch(poll(0, _EVENTS_PER_POLL))
+
+    def _dispatch(self, events: list[tuple[int, int]]) -> None:
+        watched = self._watched
+        self._push_end = 0.0
+        for fd, mask in events:
+            watch = watched.get(fd)
+            if watch is None:
+                continue
+            if mask != _EPOLLOUT:
+                watch.readable = True
+                task = watch.reader
+                if task is not None:
+                    watch.reader = None
+                    reschedule(task, WOKEN)
+                elif watch.on_readable is not None:
+                    watch.on_readable()
+                elif watch.look_ahead is not None:
+                    watch.look_ahead()
+            if mask != _DATA or watch.writing:
+                watch.note_rarer(mask)
+
+    def close(self) -> None:
+        for watch in list(self._watched.values()):
+            watch.close()
+        self._epoll.close()
+
+
+async def _at_once() -> None:
+    """Nothing to wait for."""
