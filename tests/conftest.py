@@ -47,18 +47,29 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 # takes a third of a process's start.
 _NOT_MEASURED = frozenset(
     {
+        "test_autobahn.py",
+        "test_bench.py",
         "test_browser.py",
         "test_chaos.py",
+        "test_chat.py",
         "test_cold_files.py",
         "test_curl.py",
         "test_docs_site.py",
         "test_downloads.py",
         "test_examples.py",
+        "test_framework_websockets.py",
+        "test_frameworks.py",
+        "test_h2_tools.py",
         "test_httplint.py",
         "test_hypercorn_parity.py",
+        "test_pid_1.py",
         "test_proxies.py",
         "test_readme.py",
+        "test_restarts.py",
+        "test_scaling.py",
         "test_static_beside_nginx.py",
+        "test_ticker.py",
+        "test_tls_scan.py",
         "test_wheel.py",
     }
 )
@@ -82,6 +93,12 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 def unmeasured(monkeypatch: pytest.MonkeyPatch) -> None:
     """The processes that the test starts run without coverage."""
     monkeypatch.delenv(_COVERAGE, raising=False)
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--plain", action="store_true", help="do not repeat tests in other modes (tests/modes.py)"
+    )
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -321,7 +321,8 @@ def add_modes(metafunc: pytest.Metafunc) -> None:
     """Hook: a marked test once more for each of its modes."""
     marker = metafunc.definition.get_closest_marker("modes")
     if marker is not None and marker.args:
-        metafunc.parametrize("mode", ["plain", *marker.args], indirect=True)
+        others = () if metafunc.config.getoption("--plain") else marker.args
+        metafunc.parametrize("mode", ["plain", *others], indirect=True)
 
 
 def drop_repetitions(items: list[pytest.Item]) -> None:

@@ -77,6 +77,7 @@ async def test_each_worker_has_a_lifespan_of_its_own() -> None:
     assert server.stdout.text.count("lifespan.shutdown") == 2
 
 
+@pytest.mark.usefixtures("unmeasured")
 async def test_a_killed_worker_is_replaced_in_no_time_and_costs_only_what_it_had_in_flight() -> None:
     async with serve_command(APP, "--preload", workers=2) as server:
         preloader = preloader_of(server)
@@ -297,6 +298,7 @@ async def test_a_reload_imports_the_app_again_in_a_new_preloader(tmp_path: Path)
         assert (await server.get()).body == b"newer"
 
 
+@pytest.mark.usefixtures("unmeasured")
 async def test_an_upgrade_brings_its_own_preloader_and_loses_nothing(tmp_path: Path) -> None:
     pid_file = tmp_path / "pid"
     async with serve_command(APP, "--preload", "--pid", str(pid_file), workers=2) as server:

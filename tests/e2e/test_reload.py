@@ -99,6 +99,7 @@ async def served(server: ServerProcess, version: str) -> None:
 # -- a change ------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.usefixtures("unmeasured")
 @pytest.mark.parametrize("workers", [1, 2])
 async def test_a_save_is_served_and_no_request_is_lost(project: Project, workers: int) -> None:
     async with developing(project, workers=workers) as server:

@@ -117,6 +117,7 @@ async def test_workers_inherit_the_sockets_from_3_on_and_nothing_else() -> None:
 # -- deaths --------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.usefixtures("unmeasured")
 async def test_a_killed_worker_is_replaced_and_costs_only_what_it_had_in_flight() -> None:
     async with supervised() as server:
         load = Load(server.address, 16)
@@ -195,6 +196,7 @@ def is_running(pid: int) -> bool:
 # -- an app that fails ---------------------------------------------------------------------------------------
 
 
+@pytest.mark.usefixtures("unmeasured")
 async def test_a_tainted_worker_serves_until_its_successor_is_ready() -> None:
     async with supervised(workers=1) as server:
         first = await answering(server)
@@ -217,6 +219,7 @@ async def test_a_tainted_worker_serves_until_its_successor_is_ready() -> None:
 # -- orders --------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.usefixtures("unmeasured")
 @pytest.mark.parametrize("order", ["HUP", "USR2", "scale", "recycle"])
 async def test_reloading_upgrading_recycling_and_scaling_lose_no_request(order: str, tmp_path: Path) -> None:
     pid_file, control = tmp_path / "pid", str(tmp_path / "control")
@@ -293,6 +296,7 @@ async def test_an_upgrade_that_fails_leaves_the_old_program(tmp_path: Path) -> N
         assert await answering(server) in before
 
 
+@pytest.mark.usefixtures("unmeasured")
 async def test_max_requests_recycles_one_worker_at_a_time_and_loses_nothing() -> None:
     async with supervised("--max-requests", "200", "--max-requests-jitter", "50") as server:
         first = children(server.pid)
