@@ -9,6 +9,7 @@ import sys
 import pytest
 import trio.testing
 
+from tests.hangs import keep_stderr, pytest_timeout_cancel_timer, pytest_timeout_set_timer  # noqa: F401  (hooks)
 from tests.http.feeding import ENGINES
 from tests.http.http2_feeding import HTTP2_ENGINES
 from tests.modes import add_modes, drop_repetitions, mode  # noqa: F401  (a fixture for all tests)
@@ -102,6 +103,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    keep_stderr(config)
     config.addinivalue_line(
         "markers", "modes(*names, because=''): runs in these modes, too; see tests/modes.py"
     )
