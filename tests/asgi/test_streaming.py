@@ -42,7 +42,11 @@ def segments_received(sock: socket.socket) -> int:
 
 @pytest.mark.modes("tls", because="it reads HTTP/1 on the wire")
 @on_linux
-async def test_many_small_parts_without_a_wait_leave_in_few_segments(engine: str) -> None:
+async def test_many_small_parts_without_a_wait_leave_in_few_segments(
+    engine: str, autojump_clock: trio.testing.MockClock
+) -> None:
+    """Time stands still while the app sends: on no machine does it take so long that it must give way meanwhile."""
+
     async def app(scope: Any, receive: Any, send: Any) -> None:
         await send(start())
         for n in range(300):
@@ -53,8 +57,8 @@ async def test_many_small_parts_without_a_wait_leave_in_few_segments(engine: str
 
     async with serving(app, http_engine=engine) as server, server.connect() as client:
         response = await client.get()
-        # Three and the end, unless the machine is so busy that the app's 2 ms are over before it is done.
-        assert segments_received(client.sock) <= 12
+        # One for each hundred, and the end; with TLS there are those of the handshake besides.
+        assert segments_received(client.sock) <= 8
     assert response.body == b"".join(b"%03d," % n for n in range(300))
 
 
@@ -98,7 +102,7 @@ async def test_an_event_arrives_without_waiting_for_the_next(engine: str, hub: s
         async with send_event:
             for n in range(20):
                 await send_event.send(b"%d" % n)
-                with trio.fail_after(5):
+                with trio.fail_after(30):
                     await client.receive_until(b"data: %d\n\n\r\n" % n)
         assert await client.receive_until(b"0\r\n\r\n") == b"0\r\n\r\n"
 
@@ -115,7 +119,7 @@ async def test_the_head_of_a_stream_arrives_with_an_empty_first_part() -> None:
 
     async with serving(app) as server, server.connect() as client:
         await client.send(encode_request("GET"))
-        with trio.fail_after(5):
+        with trio.fail_after(30):
             assert b"transfer-encoding: chunked" in await client.receive_until(b"\r\n\r\n")
         go_on.set()
         assert await client.receive_until(b"0\r\n\r\n") == b"4\r\nlate\r\n0\r\n\r\n"

@@ -78,7 +78,7 @@ async def test_each_worker_has_a_lifespan_of_its_own() -> None:
 
 
 @pytest.mark.usefixtures("unmeasured")
-async def test_a_killed_worker_is_replaced_in_no_time_and_costs_only_what_it_had_in_flight() -> None:
+async def test_a_killed_worker_is_replaced_by_a_fork_and_costs_only_what_it_had_in_flight() -> None:
     async with serve_command(APP, "--preload", workers=2) as server:
         preloader = preloader_of(server)
         load = Load(server.address, 8)
@@ -88,10 +88,11 @@ async def test_a_killed_worker_is_replaced_in_no_time_and_costs_only_what_it_had
                 victim = workers_of(server)[0]
                 before = time.perf_counter()
                 os.kill(victim, signal.SIGKILL)
-                await server.stderr.wait_for(rf"worker {3 + turn} \(pid \d+\) is ready")
+                ready = await server.stderr.wait_for(rf"worker {3 + turn} \(pid (\d+)\) is ready")
                 taken = time.perf_counter() - before
                 print(f"replaced in {1000 * taken:.0f} ms under load")
-                assert taken < 1.0
+                # What makes it quick: a fork of the preloader has its command line; one by exec has another.
+                assert b"trioserve.worker.preloader\0" in Path(f"/proc/{ready[1]}/cmdline").read_bytes()
         assert not [failure for failure in load.failures if failure.error.startswith("connect")], str(load)
         assert len(load.failures) <= 4 * 8, str(load)
         assert preloader_of(server) == preloader
