@@ -86,7 +86,7 @@ async def test_starlette_app(serve: Serve) -> None:
     pytest.importorskip("starlette")
     async with serve("starlette_app") as server:
         assert (await server.get("/?name=Ada")).body == b"Hello from Starlette\n"
-        with trio.fail_after(10):
+        with trio.fail_after(30):
             while (visits := json.loads((await server.get("/visits")).body)) != {"visits": ["Ada"]}:
                 assert visits == {"visits": []}  # the note is written after the answer
         assert (await server.get("/countdown/3")).body == b"3\n2\n1\n0\n"
@@ -104,7 +104,7 @@ async def test_fastapi_app(serve: Serve) -> None:
             order = {"item": "tea", "amount": 2}
             response = await client.request("POST", "/orders", json_type, json.dumps(order).encode())
             assert (response.status, json.loads(response.body)) == (202, order)
-            with trio.fail_after(10):
+            with trio.fail_after(30):
                 while (done := json.loads((await client.get("/orders")).body)) != [order]:
                     assert done == []
             response = await client.request("POST", "/orders", json_type, b'{"item": "", "amount": 0}')

@@ -297,7 +297,7 @@ async def test_an_error_after_startup_ends_the_worker(grouped: bool) -> None:
     async with serving(LifespanApp(running=crash)) as server:
         assert (await server.get()).status == 200
         die.set()
-        with trio.fail_after(5):
+        with trio.fail_after(30):
             await server.worker.drain.wait(DrainState.STOPPED)
     assert server.failure is not None
     assert (server.failure.row, server.failure.exit_code) == ("L3", 75)
@@ -314,7 +314,7 @@ async def test_system_exit_after_startup_ends_the_worker_with_its_code() -> None
 
     async with serving(LifespanApp(running=leave)) as server:
         die.set()
-        with trio.fail_after(5):
+        with trio.fail_after(30):
             await server.worker.drain.wait(DrainState.STOPPED)
     assert server.failure is not None
     assert (server.failure.row, server.failure.exit_code) == ("X1", 9)

@@ -13,8 +13,8 @@ from trioserve.supervisor import pool, scaling
 from trioserve.supervisor.autoscale import AutoscaleLimits, Autoscaler
 from trioserve.supervisor.recycling import RecyclingLimits
 
-# Thresholds that a worker passes, too, that gets no more than a third of a CPU.
-LIMITS = AutoscaleLimits(busy=0.25, busy_for=0.6, spare=0.1, spare_for=0.6, cooldown=0.5)
+# Thresholds that a worker passes, too, that gets no more than a fifth of a CPU.
+LIMITS = AutoscaleLimits(busy=0.15, busy_for=0.6, spare=0.1, spare_for=0.6, cooldown=0.5)
 
 if __name__ == "__main__":
     scaling._INTERVAL = scaling._IDLE_INTERVAL = 0.2

@@ -8,6 +8,10 @@
 Each connection sends a request as soon as it has the last answer, and opens another where the server has said that it
 closes. A request counts as failed when its connection ends, or stays silent, before its answer is whole, and when a
 connection is refused or reset. What the client cannot know it does not guess: nothing is sent twice.
+
+A server that drains waits for a last request for a second (`LAST_REQUEST_PATIENCE`). Who is kept from the CPU for most
+of it has missed that, and a request that then meets a closed connection is no loss of the server's. So the client
+watches its own pauses.
 """
 
 from __future__ import annotations
@@ -15,6 +19,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import itertools
+import math
 import socket
 from collections import Counter
 from collections.abc import AsyncIterator
@@ -22,10 +27,15 @@ from dataclasses import dataclass
 
 import trio
 
+from trioserve.structure.context import LAST_REQUEST_PATIENCE
 from trioserve.testing import connect
 
 # No answer of the tests' apps takes so long.
-_PATIENCE = 20.0
+_PATIENCE = 60.0
+
+# How often the client looks whether it gets its turn, and how late it must be to have missed something.
+_BEAT = 0.02
+_PAUSE = LAST_REQUEST_PATIENCE / 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,8 +52,10 @@ class Load:
 
     Attributes:
         answered: requests that were answered in full with status 200.
-        failures: all others.
+        failures: all others, less those that the client has missed itself.
+        missed: how many those are.
         workers: how many answers came from each worker, by pid (the app answers with it).
+        longest_pause: for how long the client has got no turn.
     """
 
     def __init__(self, address: str, connections: int, *, path: str = "/pid") -> None:
@@ -54,13 +66,19 @@ class Load:
         self._stopping = False
         self.answered = 0
         self.failures: list[Failure] = []
+        self.missed = 0
+        self.longest_pause = 0.0
+        self._beat_at = 0.0
+        self._paused_at = -math.inf
         self.workers: Counter[int] = Counter()
         self.connected: Counter[int] = Counter()
 
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[Load]:
         """Ask while the block runs; at its end every connection finishes the request it is at."""
+        self._beat_at = trio.current_time()
         async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._watch_pauses)
             for _ in range(self._connections):
                 nursery.start_soon(self._ask_for_ever)
             try:
@@ -77,7 +95,25 @@ class Load:
 
     def __str__(self) -> str:
         kinds = Counter(failure.error for failure in self.failures)
-        return f"{self.answered} answered, {len(self.failures)} failed: {dict(kinds)}"
+        missed = f"{self.missed} missed in pauses of up to {self.longest_pause:.1f} s"
+        return f"{self.answered} answered, {len(self.failures)} failed: {dict(kinds)}, {missed}"
+
+    async def _watch_pauses(self) -> None:
+        while not self._stopping:
+            self._note_turn()
+            await trio.sleep(_BEAT)
+
+    def _note_turn(self) -> None:
+        now = trio.current_time()
+        pause, self._beat_at = now - self._beat_at, now
+        self.longest_pause = max(self.longest_pause, pause)
+        if pause > _PAUSE:
+            self._paused_at = now
+
+    def _has_paused(self) -> bool:
+        """So lately that a drain may have come and gone meanwhile."""
+        self._note_turn()
+        return trio.current_time() - self._paused_at < LAST_REQUEST_PATIENCE
 
     async def _ask_for_ever(self) -> None:
         while not self._stopping:
@@ -106,6 +142,9 @@ class Load:
                 sock.send(request.encode())
                 status, closes, body = await _read_response(sock)
             except OSError as error:
+                if self._has_paused():
+                    self.missed += 1
+                    break
                 raise _Lost(errno.errorcode.get(error.errno or 0, str(error)), worker) from None
             except EOFError as error:
                 raise _Lost(str(error), worker) from None
@@ -143,9 +182,16 @@ async def _read_response(sock: socket.socket) -> tuple[int, bool, bytes]:
     with trio.fail_after(_PATIENCE):
         while b"\r\n\r\n" not in received or len(received) < _length(received):
             await trio.lowlevel.wait_readable(sock)
-            data = sock.recv(65536)
+            try:
+                data = sock.recv(65536)
+            except OSError:
+                if not received:
+                    raise
+                data = b""
             if not data:
-                raise EOFError("closed in mid-answer" if received else "closed without an answer")
+                if received:
+                    raise EOFError("broken off in mid-answer")
+                raise ConnectionAbortedError(errno.ECONNABORTED, "closed without an answer")
             received += data
     head, _, body = received.partition(b"\r\n\r\n")
     return int(head[9:12]), b"\r\nconnection: close" in head.lower(), body

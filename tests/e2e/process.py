@@ -34,10 +34,11 @@ from trioserve.testing import RawClient, connect, encode_request
 REPOSITORY = Path(__file__).resolve().parents[2]
 
 # Generous: a busy machine with coverage on starts a process in several seconds. Nobody waits this long on purpose.
-PATIENCE = 30.0
+PATIENCE = 60.0
 
-# No test needs a process for longer.
-LIFETIME = 120.0
+# No test needs a process for longer; less than the time that pytest gives a test (pyproject.toml), so that what the
+# process has said is shown.
+LIFETIME = 240.0
 
 # What the error log says of a bound address, here and in hypercorn.
 RUNNING_ON = re.compile(r"Running on (?:https?://)?(\S+) \(CTRL \+ C to quit\)")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import signal
-import time
 from pathlib import Path
 
 import pytest
@@ -12,7 +11,7 @@ import trio
 
 from trioserve.testing import encode_request
 
-from .process import ServerProcess, held_request, run_to_end, serve_command, trioserve_command
+from .process import PATIENCE, ServerProcess, held_request, run_to_end, serve_command, trioserve_command
 
 APP = "tests.e2e.apps:app"
 
@@ -26,11 +25,14 @@ async def test_a_block_that_ends_is_only_warned_of():
     async with serve_command(APP, *WARN) as server:
         assert (await server.get("/sleep?0.6")).status == 200
         await server.stderr.wait_for(
-            r"WARNING\] the event loop has been blocked for 0\.\d s in GET /sleep on connection 1, "
+            r"WARNING\] the event loop has been blocked for \d+\.\d s in GET /sleep on connection 1, "
             r"at .*tests/e2e/apps\.py:\d+ in _sleep"
         )
-        await server.stderr.wait_for(r"trioserve\.errors\.LoopBlocked: for 0\.\d s in GET /sleep")
-        await server.stderr.wait_for(r"WARNING\] the event loop goes on; it had been blocked for 0\.[6-9] s")
+        await server.stderr.wait_for(r"trioserve\.errors\.LoopBlocked: for \d+\.\d s in GET /sleep")
+        over = await server.stderr.wait_for(
+            r"WARNING\] the event loop goes on; it had been blocked for (\d+\.\d) s"
+        )
+        assert float(over[1]) >= 0.6
         assert (await server.get()).body == b"hello"
     assert server.reports() == []
 
@@ -39,9 +41,7 @@ async def test_a_loop_that_stays_blocked_ends_the_process_with_80_and_a_report(t
     async with serve_command(APP, *KILL, "--crash-dir", str(tmp_path)) as server:
         async with held_request(server), server.connect() as client:
             await client.send(encode_request("GET", "/sleep?3600"))
-            began = time.monotonic()
             assert await server.wait() == 80
-            assert time.monotonic() - began < 20
     (report,) = server.reports()
     (path,) = tmp_path.iterdir()
     assert json.loads(path.read_text()) == report
@@ -96,11 +96,12 @@ async def test_a_blocked_drain_is_reported_once():
 
 
 async def test_a_process_that_was_stopped_has_not_been_blocked():
-    async with serve_command(APP, *KILL) as server, server.connect() as client:
+    patient = ("--block-warn", "1", "--block-kill", "2")
+    async with serve_command(APP, *patient) as server, server.connect() as client:
         await client.send(encode_request("GET", "/sleep?0.2"))
         await server.stdout.wait_for("sleeping")
         server.send_signal(signal.SIGSTOP)
-        await trio.sleep(1.5)  # what is tested is that this time does not count
+        await trio.sleep(3)  # what is tested is that this time does not count
         server.send_signal(signal.SIGCONT)
         assert (await client.read_response()).status == 200
         assert (await client.get()).status == 200
@@ -114,10 +115,14 @@ async def test_an_idle_worker_sleeps():
     async def measure(name: str, *flags: str) -> None:
         async with serve_command(APP, *flags, "--keep-alive", "60") as server, server.connect() as client:
             assert (await client.get()).status == 200
-            await wait_at_rest(server)
-            before = wake_ups(server)
-            await trio.sleep(3)
-            slept[name] = wake_ups(server) - before
+            # What is done late on a busy machine is done once; what does not rest shows in every window.
+            for _ in range(5):
+                await wait_at_rest(server)
+                before = wake_ups(server)
+                await trio.sleep(3)
+                slept[name] = wake_ups(server) - before
+                if slept[name] <= 1:
+                    break
 
     async with trio.open_nursery() as nursery:
         nursery.start_soon(measure, "watched")
@@ -127,7 +132,7 @@ async def test_an_idle_worker_sleeps():
 
 
 async def wait_at_rest(server: ServerProcess) -> None:
-    with trio.fail_after(20):
+    with trio.fail_after(PATIENCE):
         before = -1
         while before != (before := wake_ups(server)):
             await trio.sleep(1)

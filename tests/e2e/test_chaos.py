@@ -109,7 +109,7 @@ async def test_half_a_minute_of_chaos_loses_only_what_was_with_the_killed(tmp_pa
             near = [
                 pid
                 for pid, at in chaos.kills.items()
-                if -0.1 <= failure.at - at <= AFTERMATH and failure.worker in (0, pid)
+                if -0.1 <= failure.at - at <= AFTERMATH + load.longest_pause and failure.worker in (0, pid)
             ]
             assert near, f"{story}{failure} was not with a killed worker: {chaos.kills}"
         assert len(load.failures) <= CONNECTIONS * len(chaos.kills), story

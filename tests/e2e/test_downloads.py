@@ -152,7 +152,7 @@ async def test_a_download_under_way_ends_with_the_file_it_began_with(
     path = tmp_path / "large.bin"
     old = hash_of(folder / "large.bin")
     async with serve(folder) as server:
-        command = ("--silent", "--limit-rate", "20M", "--output", str(path), f"{server.url}/files/large.bin")
+        command = ("--silent", "--limit-rate", "10M", "--output", str(path), f"{server.url}/files/large.bin")
         async with start_process(require_tool("curl"), *command) as download:
             with trio.fail_after(PATIENCE):
                 while not path.exists() or path.stat().st_size < 1024 * 1024:

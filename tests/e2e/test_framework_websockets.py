@@ -195,7 +195,7 @@ async def test_quart_trio(hub: str) -> None:
         assert await client.receive() == "you said hello"
         await client.close(1001)
         assert await client.receive() == Closed(1001, "")
-        with trio.fail_after(5):
+        with trio.fail_after(30):
             await server.wait_idle()
     assert server.failure is None
 

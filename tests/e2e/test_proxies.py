@@ -19,6 +19,7 @@ import trio
 from trioserve.testing import RawClient, encode_request
 
 from .process import (
+    PATIENCE,
     connect,
     require_tool,
     run_to_end,
@@ -96,6 +97,7 @@ async def run_haproxy(
     """HAProxy in http mode in front of `upstream` while the block runs; the address to reach it at.
 
     `server` are options of the line that names the upstream; for clients that need a TCP port there is `listener`.
+    Checks come often, and have the time that a busy machine takes: it would be as long as their interval by default.
     """
     haproxy = require_tool("haproxy")
     sock = folder / "haproxy.sock"
@@ -112,6 +114,7 @@ async def run_haproxy(
                 mode http
                 retries 0
                 timeout connect 5s
+                timeout check 20s
                 timeout client 30s
                 timeout server 30s
                 timeout http-keep-alive 30s
@@ -264,7 +267,7 @@ async def test_nginx_meets_no_broken_connection_while_the_server_is_replaced(tmp
                     while answered < before + 100:
                         await trio.sleep(0.01)
                     over.set()
-                    nursery.cancel_scope.deadline = trio.current_time() + 5
+                    nursery.cancel_scope.deadline = trio.current_time() + PATIENCE
                     while nursery.child_tasks:
                         await trio.sleep(0.01)
                     assert new.returncode is None
@@ -312,7 +315,7 @@ async def test_haproxy_stops_sending_once_a_drain_has_begun(tmp_path):
                 assert (await client.get()).status == 200
             server.send_signal(signal.SIGTERM)
             assert await server.wait() == 0
-            with trio.fail_after(10):
+            with trio.fail_after(PATIENCE):
                 while True:
                     async with connect(address) as client:
                         if (await client.get()).status == 503:
@@ -338,7 +341,7 @@ async def test_a_client_that_leaves_haproxy_ends_the_handler(tmp_path):
 async def test_wrk_sees_no_error_on_many_connections(engine):
     wrk = require_tool("wrk")
     async with serve_command(APP, "--http-engine", engine) as server:
-        process = await run_to_end(wrk, "-t1", "-c64", "-d1s", f"{server.url}/")
+        process = await run_to_end(wrk, "-t1", "-c64", "-d1s", "--timeout", "30s", f"{server.url}/")
         assert process.returncode == 0
     assert "Socket errors" not in process.stdout.text
     assert "Non-2xx" not in process.stdout.text

@@ -54,12 +54,13 @@ async def test_there_are_more_workers_under_load_and_fewer_after_it() -> None:
         await until(lambda: len(workers_of(server)) == 1, "a single worker")
         assert [await answering(server)] == workers_of(server)
     used = re.match(
-        r"CPU utilisation of 1 ready worker (\d+)%, above 25% for 1 s: now 2 of 1\.\.2", grown.group(1)
+        r"CPU utilisation of 1 ready worker (\d+)%, above 15% for \d+ s: now 2 of 1\.\.2", grown.group(1)
     )
     assert used, grown.group()
-    assert 25 < int(used.group(1)) <= 110  # its CPU time is counted in ticks
+    assert 15 < int(used.group(1)) <= 110  # its CPU time is counted in ticks
     assert re.match(
-        r"CPU utilisation of 2 ready workers \d+%; with one fewer it would be \d%, below 10% for 1 s: now 1 of 1\.\.2",
+        r"CPU utilisation of 2 ready workers \d+%; with one fewer it would be \d%, below 10% for \d+ s: "
+        r"now 1 of 1\.\.2",
         shrunk.group(1),
     ), shrunk.group()
 
@@ -95,7 +96,7 @@ async def test_a_worker_is_replaced_for_its_age_and_no_request_is_lost() -> None
             await until(lambda: not first & set(workers_of(server)), "two new workers")
             await load.wait_for(50)
         assert not load.failures, str(load)
-    assert re.search(r"recycling worker [12]: it has run for \d s, its limit is [12] s", server.stderr.text)
+    assert re.search(r"recycling worker [12]: it has run for \d+ s, its limit is [12] s", server.stderr.text)
     assert_replaced_first(server.stderr.text, workers=2)
 
 

@@ -28,7 +28,7 @@ from trioserve.static.conditional import http_date, parse_http_date
 from trioserve.testing import Response
 
 from ..static.asking import OLD, put
-from .process import connect, require_tool, serve_command, start_process, wait_listening
+from .process import PATIENCE, connect, require_tool, serve_command, start_process, wait_listening
 from .static_differences import DIFFERENCES, differences_markdown
 from .static_rows import ROWS, Row
 from .test_privileges import command as root_command
@@ -276,7 +276,7 @@ async def ask(address: str, row: Row) -> Response:
     }
     fields = [(name, value.format_map(words)) for name, value in row.fields.items()]
     async with connect(address) as client:
-        with trio.fail_after(10):
+        with trio.fail_after(PATIENCE):
             response = await client.get(row.target, fields, method=row.method)
     assert response.complete
     return response

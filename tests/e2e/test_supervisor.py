@@ -163,7 +163,7 @@ async def test_what_cannot_start_ends_at_once(app: str, code: int, text: str) ->
 
 async def test_a_hung_worker_is_reported_ended_and_replaced(tmp_path: Path) -> None:
     async with supervised(
-        "--worker-timeout", "2", "--block-kill", "off", "--crash-dir", str(tmp_path)
+        "--worker-timeout", "5", "--block-kill", "off", "--crash-dir", str(tmp_path)
     ) as server:
         before = set(children(server.pid))
         async with server.connect() as client:

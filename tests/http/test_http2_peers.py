@@ -410,7 +410,7 @@ async def test_a_broken_connection_is_closed_with_its_code_and_others_are_served
     async with served(hello, http2_engine=http2_engine, hub=hub) as (server, other):
         async with connected(server, start=False) as client:
             await client.stream.send_all(OPENING)
-            with trio.fail_after(10):
+            with trio.fail_after(30):
                 try:
                     await client.stream.send_all(data)
                 except trio.BrokenResourceError:

@@ -29,7 +29,7 @@ async def surviving(app: Any, **settings: Any) -> AsyncIterator[TestServer]:
     """A server that, after the block, must have closed what it met, serve a new connection, and leave nothing."""
     async with no_leaks(), serving(app, **settings) as server:
         yield server
-        with trio.fail_after(5):
+        with trio.fail_after(30):
             await server.wait_idle()
         context = server.worker.context
         assert context.in_flight == 0
@@ -40,7 +40,7 @@ async def surviving(app: Any, **settings: Any) -> AsyncIterator[TestServer]:
 
 async def until(condition: Any) -> None:
     """Bounded polling."""
-    with trio.fail_after(5):
+    with trio.fail_after(30):
         while not condition():
             await trio.sleep(0.001)
 

@@ -55,7 +55,7 @@ async def test_server_sent_events_arrive_when_they_are_sent(coding):
         await client.send(encode_request("GET", "/", [("accept-encoding", coding)]))
         text = b""
         decoder = Decoder(None)
-        with trio.fail_after(10):
+        with trio.fail_after(30):
             async for part in read_parts(client):
                 if isinstance(part, dict):
                     assert part[b"content-encoding"] == coding.encode()
@@ -111,7 +111,7 @@ async def test_a_client_that_leaves_is_no_error_of_the_app():
             await client.send(encode_request("GET", "/", [("accept-encoding", "br")]))
             await client.receive_until(b"\r\n\r\n")
             client.reset()
-        with trio.fail_after(10):
+        with trio.fail_after(30):
             await server.wait_idle()
     assert server.failure is None
     assert middleware.open_streams == 0

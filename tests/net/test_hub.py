@@ -265,7 +265,7 @@ async def test_waiting_on_a_closed_watch_is_refused(hub: Hub, role: str) -> None
 
 @pytest.mark.parametrize("kind", HUBS)
 async def test_closing_the_hub_ends_every_wait(kind: str) -> None:
-    with trio.fail_after(5), open_hub_of(kind) as hub, tcp_pair() as (ours, _), tcp_pair() as (other, _):
+    with trio.fail_after(30), open_hub_of(kind) as hub, tcp_pair() as (ours, _), tcp_pair() as (other, _):
         watch, other_watch = hub.watch(ours), hub.watch(other)
         Transport(ours, watch).recv_nowait()
         fill(other)

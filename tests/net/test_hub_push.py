@@ -103,7 +103,7 @@ async def test_nothing_is_pushed_for_a_task_that_has_left(hub: Hub, end: str) ->
                 await wait(watch, pusher)
                 raise AssertionError("the wait has ended by itself")
 
-        with trio.fail_after(10):
+        with trio.fail_after(30):
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(leave)
                 await wait_all_tasks_blocked()
@@ -143,7 +143,7 @@ async def test_who_has_pushed_is_held_no_longer_than_the_wait() -> None:
 async def test_a_reset_is_met_by_the_push_and_ends_the_wait(hub: Hub) -> None:
     with full_socket(hub) as (watch, ours, peer):
         pusher = Pusher(ours, 99)
-        with trio.fail_after(10):
+        with trio.fail_after(30):
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(wait, watch, pusher)
                 await wait_all_tasks_blocked()
@@ -165,7 +165,7 @@ async def test_a_push_whose_task_is_cancelled_meanwhile_wakes_it_only_once() -> 
                 with scope:
                     await wait(watch, cancel)
 
-            with trio.fail_after(10):
+            with trio.fail_after(30):
                 async with trio.open_nursery() as nursery:
                     nursery.start_soon(wait_in_scope)
                     await wait_all_tasks_blocked()
@@ -180,7 +180,7 @@ async def test_when_its_time_is_up_the_hub_wakes_the_tasks_instead(monkeypatch: 
     async with running_hub("epoll") as hub:
         with full_socket(hub) as (watch, ours, peer):
             pusher = Pusher(ours, 99)
-            with trio.fail_after(10):
+            with trio.fail_after(30):
                 async with trio.open_nursery() as nursery:
                     nursery.start_soon(wait, watch, pusher)
                     await wait_all_tasks_blocked()

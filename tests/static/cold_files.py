@@ -155,7 +155,7 @@ class Gate:
         self._open.set()
 
     async def wait_inside(self, number: int) -> None:
-        with trio.fail_after(10):
+        with trio.fail_after(30):
             while self.inside < number:
                 await trio.sleep(0.001)
 

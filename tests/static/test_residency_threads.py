@@ -59,7 +59,7 @@ async def test_a_cancelled_warm_waits_for_its_thread(
         assert gate.inside == 1
         assert not over.is_set()
         gate.open()
-        with trio.fail_after(10):
+        with trio.fail_after(30):
             await over.wait()
     assert gate.inside == 0
 
@@ -89,7 +89,7 @@ async def test_a_warm_that_waits_for_a_thread_is_cancelled_at_once(
     async with trio.open_nursery() as nursery:
         nursery.start_soon(page_cache.warm, pages, 0, 10)
         await gate.wait_inside(1)
-        with trio.fail_after(10), trio.CancelScope() as scope:
+        with trio.fail_after(30), trio.CancelScope() as scope:
             scope.cancel()
             await page_cache.warm(pages, 0, 10)
         assert scope.cancelled_caught
@@ -103,7 +103,7 @@ async def test_a_file_that_became_shorter_is_read_as_far_as_it_goes(
     file, page_cache = make_file(4 * MIB), PageCache()
     pages = page_cache.pages(file.fd, file.stat)
     os.ftruncate(file.fd, MIB + 5)
-    with trio.fail_after(10):
+    with trio.fail_after(30):
         await page_cache.warm(pages, 0, 4 * MIB)
         await page_cache.warm(pages, 3 * MIB, MIB)
         monkeypatch.setattr(os, "devnull", "/nonexistent/null")

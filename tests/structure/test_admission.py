@@ -201,7 +201,7 @@ async def test_at_the_limit_accepting_pauses_and_a_closed_connection_lets_the_ne
         assert (await second.read_response()).status == 200
         for leaving, entering in ((first, third), (second, fourth)):
             leaving.close()
-            with trio.fail_after(5):
+            with trio.fail_after(30):
                 assert (await entering.read_response()).status == 200
         assert len(server.worker.context.connections) == 2
         third.close()

@@ -46,7 +46,7 @@ async def log_of(caplog: pytest.LogCaptureFixture, server: TestServer, *targets:
     caplog.set_level(logging.WARNING, "trioserve.tests")
     for target in targets:
         assert (await server.get(target)).status == 200
-    with trio.fail_after(10):
+    with trio.fail_after(30):
         while sum("the event loop goes on" in message for message in caplog.messages) < len(targets):
             await trio.sleep(0.01)
     return caplog.messages
@@ -102,7 +102,7 @@ async def test_a_task_that_is_no_request_is_named(caplog: Any) -> None:
 
     caplog.set_level(logging.WARNING, "trioserve.tests")
     async with serving(blocks_in_lifespan, block_warn=WARN):
-        with trio.fail_after(10):
+        with trio.fail_after(30):
             while not caplog.messages:
                 await trio.sleep(0.01)
     assert "s in task 'lifespan', at " in caplog.messages[0]
@@ -156,7 +156,7 @@ async def test_a_report_lists_who_is_in_flight_without_the_query() -> None:
     async with serving(app) as server, server.connect() as held, server.connect() as idle:
         assert (await idle.get("/")).status == 200
         await held.send(encode_request("GET", "/hold?token=hunter2"))
-        with trio.fail_after(10):
+        with trio.fail_after(30):
             while not (found := requests_in_flight(server.worker.context)):
                 await trio.sleep(0.01)
         (facts,) = found

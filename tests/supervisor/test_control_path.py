@@ -74,7 +74,7 @@ async def test_a_stale_file_is_replaced(path):
 async def start(path: Path | str) -> Any:
     """What is told of a control socket that ends by itself."""
     async with trio.open_nursery() as nursery:
-        with trio.fail_after(5):
+        with trio.fail_after(30):
             return await nursery.start(serve_control, path, FakeServer(), LOG)
 
 

@@ -95,7 +95,7 @@ async def preloads(log: logging.Logger) -> AsyncIterator[Preloads]:
 
 
 async def until(condition: Callable[[], object]) -> None:
-    with trio.fail_after(10):
+    with trio.fail_after(30):
         while not condition():
             await trio.sleep(0.01)
 

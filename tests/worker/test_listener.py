@@ -42,7 +42,7 @@ def waiting_clients(server: TestServer, count: int, data: bytes = GET) -> Iterat
 
 
 async def assert_served(clients: list[RawClient]) -> None:
-    with trio.fail_after(15):
+    with trio.fail_after(30):
         for client in clients:
             response = await client.read_response()
             assert (response.status, response.body) == (200, b"hello")
@@ -147,7 +147,7 @@ def descriptors_left(count: int) -> Iterator[None]:
 
 
 async def test_without_descriptors_accepting_pauses_and_all_are_served_in_the_end(
-    hub: str, caplog: pytest.LogCaptureFixture
+    hub: str, caplog: pytest.LogCaptureFixture, autojump_clock: MockClock
 ) -> None:
     async with serving(hello, hub=hub) as server:
         with waiting_clients(server, 12) as clients, descriptors_left(4):
@@ -352,7 +352,7 @@ async def test_a_drain_serves_those_who_waited_at_the_limit() -> None:
                 await assert_served(holder)
 
 
-async def test_a_drain_during_a_shortage_ends_in_time() -> None:
+async def test_a_drain_during_a_shortage_ends_in_time(autojump_clock: MockClock) -> None:
     async with serving(hello) as server:
         with waiting_clients(server, 2), descriptors_left(1), socket.socket():
             await wait_all_tasks_blocked(0.01)

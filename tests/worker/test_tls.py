@@ -511,7 +511,7 @@ async def test_where_the_kernel_encrypts_it_sends_files(
         await client.send(b"GET / HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n")
         await client.receive_until(b"\r\n\r\n")
         raw = b""
-        with trio.fail_after(10):
+        with trio.fail_after(30):
             while b"in the clear" not in raw:
                 try:
                     raw += socket.socket.recv(client.sock, 100)
