@@ -124,7 +124,7 @@ def test_without_statsd_host_there_is_no_client() -> None:
 
 def test_a_host_name_is_resolved_without_holding_up_the_writer(server: socket.socket) -> None:
     client = StatsdClient("localhost", server.getsockname()[1])
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 60
     while not client.statistics().datagrams_sent:
         client.deliver([make_entry()])
         assert time.monotonic() < deadline
@@ -135,7 +135,7 @@ def test_a_host_name_is_resolved_without_holding_up_the_writer(server: socket.so
 def test_a_name_that_does_not_resolve_is_counted() -> None:
     # Not a legal host name, so no question leaves this machine.
     client = StatsdClient("no such host", 8125)
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 60
     while client.statistics().errors < 5:
         client.deliver([make_entry()])
         assert time.monotonic() < deadline
@@ -151,7 +151,7 @@ def test_a_server_that_is_away_costs_errors_and_is_found_again() -> None:
         client = client_for(first)
         client.deliver([make_entry()])
         assert receive(first)
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 60
     while not client.statistics().errors:  # ECONNREFUSED comes with a later send
         client.deliver([make_entry()])
         assert time.monotonic() < deadline

@@ -90,7 +90,7 @@ def write_files(folder: Path, count: int) -> list[Path]:
 def make_cold(paths: list[Path]) -> None:
     for path in paths:
         with path.open("rb") as file:
-            deadline = time.monotonic() + 10
+            deadline = time.monotonic() + 60
             while any_resident(file.fileno(), 0, SIZE):
                 os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
                 assert time.monotonic() < deadline, "the file does not leave the page cache"

@@ -1,7 +1,7 @@
 """The watchdog of the event loop: what it takes for blocked, whom it tells and when, and that it costs nothing.
 
 Real loops, real threads and real time, since the watchdog exists for what virtual time cannot show; all of it in
-tenths of a second.
+tenths of a second, and once more where the machine stood still for as long (`undisturbed`).
 """
 
 from __future__ import annotations
@@ -20,6 +20,8 @@ import trio
 from trioserve.observe import blocking
 from trioserve.observe.blocking import Block, LoopWatch, call_within, is_debugged
 from trioserve.testing import no_leaks
+
+from ..disturbances import undisturbed
 
 pytestmark = pytest.mark.alone
 
@@ -116,8 +118,12 @@ def wait_unasked(clocks: Clocks) -> None:
     raise AssertionError("the watchdog does not come to rest")
 
 
-def block_loop(seconds: float) -> None:
+def block_loop(seconds: float, until_told: list[Any] | None = None) -> None:
+    """For so long; and until there is something in the list, since time in which nobody gets a CPU does not count."""
     time.sleep(seconds)
+    end = time.monotonic() + 30
+    while until_told is not None and not until_told and time.monotonic() < end:
+        time.sleep(0.01)
 
 
 async def spin(seconds: float) -> int:
@@ -133,11 +139,12 @@ async def spin(seconds: float) -> int:
 # -- what it tells -------------------------------------------------------------------------------------------
 
 
+@undisturbed
 async def test_a_block_is_told_of_once_while_it_lasts_and_once_when_it_is_over() -> None:
     notes = Notes()
     async with watching(notes) as watch:
         await trio.sleep(0.05)
-        block_loop(3 * WARN)
+        block_loop(3 * WARN, notes.blocked)
         ((seconds, functions),) = notes.blocked
         assert WARN <= seconds < 2 * WARN
         assert functions[-1] == "block_loop"
@@ -150,6 +157,7 @@ async def test_a_block_is_told_of_once_while_it_lasts_and_once_when_it_is_over()
     assert notes.last_words == notes.exits == []
 
 
+@undisturbed
 async def test_each_block_is_an_episode_of_its_own() -> None:
     notes = Notes()
     async with watching(notes) as watch:
@@ -160,6 +168,7 @@ async def test_each_block_is_an_episode_of_its_own() -> None:
         assert watch.statistics().episodes == len(notes.blocked) == 2
 
 
+@undisturbed
 async def test_turns_that_are_long_but_not_too_long_are_not_told_of() -> None:
     notes = Notes()
     async with watching(notes) as watch:
@@ -170,6 +179,7 @@ async def test_turns_that_are_long_but_not_too_long_are_not_told_of() -> None:
     assert notes.blocked == notes.resumed == []
 
 
+@undisturbed
 async def test_a_loop_that_is_always_busy_is_not_blocked_and_still_watched() -> None:
     notes = Notes()
     async with watching(notes):
@@ -182,11 +192,12 @@ async def test_a_loop_that_is_always_busy_is_not_blocked_and_still_watched() -> 
         assert 1.5 * WARN < notes.resumed[0] < 2.5 * WARN
 
 
+@undisturbed
 async def test_a_loop_that_has_waited_for_long_is_watched_from_its_first_turn_on() -> None:
     notes, clocks = Notes(), Clocks()
     async with watching(notes, clocks=clocks):
         await settle(clocks)
-        block_loop(1.5 * WARN)
+        block_loop(1.5 * WARN, notes.blocked)
         assert len(notes.blocked) == 1
 
 
@@ -195,15 +206,16 @@ def test_any_thread_may_have_the_loop() -> None:
 
     async def main() -> None:
         async with watching(notes):
-            block_loop(1.5 * WARN)
+            block_loop(1.5 * WARN, notes.blocked)
 
     thread = threading.Thread(target=trio.run, args=(main,))
     thread.start()
-    thread.join(10)
+    thread.join(60)
     assert [functions[-1] for _, functions in notes.blocked] == ["block_loop"]
     assert len(notes.resumed) == 1, "the end of the watch is the end of the block at the latest"
 
 
+@undisturbed
 async def test_it_describes_itself() -> None:
     notes = Notes()
     async with watching(notes) as watch:
@@ -215,10 +227,11 @@ async def test_it_describes_itself() -> None:
 # -- the end of the process ----------------------------------------------------------------------------------
 
 
+@undisturbed
 async def test_a_loop_that_stays_blocked_ends_the_process_after_the_last_words() -> None:
     notes = Notes()
     async with watching(notes, kill=2 * WARN):
-        block_loop(4 * WARN)
+        block_loop(4 * WARN, notes.exits)
     assert len(notes.blocked) == 1
     ((seconds, functions),) = notes.last_words
     assert 2 * WARN <= seconds < 3.5 * WARN
@@ -226,15 +239,17 @@ async def test_a_loop_that_stays_blocked_ends_the_process_after_the_last_words()
     assert notes.exits == [80]
 
 
+@undisturbed
 async def test_it_may_end_the_process_without_a_warning() -> None:
     notes = Notes()
     async with watching(notes, warn=None, kill=WARN):
-        block_loop(2 * WARN)
+        block_loop(2 * WARN, notes.exits)
     assert notes.blocked == notes.resumed == []
     assert (len(notes.last_words), notes.exits) == (1, [80])
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+@undisturbed
 async def test_last_words_that_fail_do_not_keep_the_process_alive() -> None:
     class Failing(Notes):
         def say_last_words(self, explained: Any) -> None:
@@ -242,7 +257,7 @@ async def test_last_words_that_fail_do_not_keep_the_process_alive() -> None:
 
     notes = Failing()
     async with watching(notes, kill=2 * WARN):
-        block_loop(4 * WARN)
+        block_loop(4 * WARN, notes.exits)
     assert notes.exits == [80]
 
 
@@ -253,6 +268,7 @@ def cost_of_a_million() -> float:
     return time.thread_time() - began
 
 
+@undisturbed
 async def test_code_that_keeps_the_gil_is_told_of_afterwards_and_does_not_end_a_process_that_goes_on() -> (
     None
 ):
@@ -278,6 +294,7 @@ async def test_code_that_keeps_the_gil_is_told_of_afterwards_and_does_not_end_a_
 
 
 @pytest.mark.parametrize("parked", [True, False])
+@undisturbed
 async def test_time_in_which_the_process_did_not_run_does_not_count(parked: bool) -> None:
     """As after SIGSTOP and SIGCONT: the watchdog is late itself, and no CPU time has gone by."""
     notes, clocks = Notes(), Clocks()
@@ -291,6 +308,7 @@ async def test_time_in_which_the_process_did_not_run_does_not_count(parked: bool
     assert notes.blocked == notes.exits == []
 
 
+@undisturbed
 async def test_time_in_which_only_the_watchdog_did_not_run_counts() -> None:
     """As with code that keeps the GIL: the watchdog is late, but the process has worked."""
     notes, clocks = Notes(), Clocks()
@@ -302,6 +320,7 @@ async def test_time_in_which_only_the_watchdog_did_not_run_counts() -> None:
     assert notes.blocked[0][0] > 100
 
 
+@undisturbed
 async def test_a_loop_that_somebody_debugs_is_left_alone() -> None:
     notes = Notes()
     async with watching(notes, kill=2 * WARN):
@@ -344,12 +363,14 @@ def test_a_debugger_of_newer_pythons_is_known_without_tracing(monkeypatch: pytes
 # -- what it costs -------------------------------------------------------------------------------------------
 
 
+@undisturbed
 async def test_a_loop_that_waits_is_not_looked_at() -> None:
     notes, clocks = Notes(), Clocks()
     async with watching(notes, clocks=clocks):
         await settle(clocks)  # which asserts it
 
 
+@undisturbed
 async def test_a_lone_wake_up_of_the_loop_costs_two_of_the_thread_and_none_of_the_loop() -> None:
     notes, clocks = Notes(), Clocks()
     async with watching(notes, clocks=clocks):
@@ -371,6 +392,7 @@ class _Turns(trio.abc.Instrument):
         self.count += 1
 
 
+@undisturbed
 async def test_a_busy_loop_is_stamped_for_a_few_turns_only() -> None:
     notes, clocks = Notes(), Clocks()
     async with watching(notes, clocks=clocks):
@@ -410,6 +432,7 @@ def test_a_run_that_ends_without_a_word_is_not_blocked(busy: bool) -> None:
     assert notes.blocked == notes.resumed == []
 
 
+@undisturbed
 async def test_a_sign_of_life_that_comes_after_the_end_leaves_nothing_behind() -> None:
     notes, clocks = Notes(), Clocks()
     async with watching(notes, clocks=clocks) as watch:
@@ -428,7 +451,7 @@ def test_what_hangs_is_left_to_itself() -> None:
     hang = threading.Event()
     began = time.monotonic()
     call_within(0.05, hang.wait)
-    assert 0.05 <= time.monotonic() - began < 5
+    assert 0.05 <= time.monotonic() - began < 30
     hang.set()
 
 

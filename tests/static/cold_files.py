@@ -35,7 +35,7 @@ def any_resident(fd: int, offset: int, count: int) -> bool:
 
 def becomes_warm(page_cache: PageCache, pages: FilePages, offset: int, count: int, now: float) -> bool:
     """Whether the kernel says that this is in memory; asked again if the process was interrupted meanwhile."""
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 60
     while not page_cache.is_warm(pages, offset, count, now):
         if time.monotonic() > deadline:
             return False
@@ -68,7 +68,7 @@ class OpenFile:
     def make_cold(self) -> None:
         """Put its pages out of memory. What is still on its way to the disk stays, so ask until they are gone."""
         os.fsync(self.fd)
-        deadline = time.monotonic() + 10
+        deadline = time.monotonic() + 60
         while any_resident(self.fd, 0, self.stat.st_size):
             os.posix_fadvise(self.fd, 0, 0, os.POSIX_FADV_DONTNEED)
             assert time.monotonic() < deadline, "the file does not leave the page cache"
