@@ -17,14 +17,16 @@ from pathlib import Path
 import pytest
 
 from trioserve.observe.log_file import PENDING_LIMIT
-from trioserve.observe.log_writer import LineHandler, LogWriter
+from trioserve.observe.log_writer import SLICE, LineHandler, LogWriter
+
+LINGER = 0.005
 
 
 @pytest.fixture
 def writer() -> Iterator[LogWriter]:
-    made = LogWriter(linger=0.005)
+    made = LogWriter(linger=LINGER)
     yield made
-    made.close(0.2)
+    made.close(10)
     assert not made.statistics().alive
 
 
@@ -71,6 +73,7 @@ def test_an_existing_file_is_appended_to_and_new_ones_are_not_writable_by_others
 def test_one_thread_and_few_writes_for_many_lines_in_two_files(writer: LogWriter, tmp_path: Path) -> None:
     before = threading.active_count()
     lanes = [writer.add_lane(writer.open(tmp_path / name).write_lines) for name in ("a", "b")]
+    began = time.monotonic()
     for _ in range(2000):
         for lane in lanes:
             lane.put(b"x\n")
@@ -78,9 +81,11 @@ def test_one_thread_and_few_writes_for_many_lines_in_two_files(writer: LogWriter
     assert threading.active_count() <= before
     now = writer.statistics()
     assert now.lines_written == 4000
-    assert now.writes < 300
+    # The thread lets lines gather for as long as it lingers; a busy machine takes longer to make them.
+    rounds = 3 + (time.monotonic() - began) / LINGER
+    assert now.writes <= 4000 / SLICE + 2 * rounds
     # A line wakes the thread only when it sleeps.
-    assert now.wakeups < 50
+    assert now.wakeups <= rounds
 
 
 def test_the_thread_sleeps_while_there_is_nothing_to_do(writer: LogWriter, tmp_path: Path) -> None:
@@ -145,7 +150,7 @@ def test_a_stalled_pipe_blocks_neither_put_nor_other_files_nor_close(tmp_path: P
     start = time.monotonic()
     assert not writer.close(0.3)
     assert 0.2 < time.monotonic() - start < 10
-    assert not writer.statistics().alive
+    wait_until(lambda: not writer.statistics().alive)
     stream.close()
     with os.fdopen(reader, "rb") as rest:
         content = rest.read()

@@ -88,7 +88,7 @@ def play(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., None]]:
 
 @asynccontextmanager
 async def preloads(log: logging.Logger) -> AsyncIterator[Preloads]:
-    with trio.fail_after(30):
+    with trio.fail_after(90):
         async with trio.open_nursery() as nursery:
             yield Preloads(nursery, log)
             nursery.cancel_scope.cancel()
@@ -106,8 +106,8 @@ LOADED = 'say(b\'{"is":"loaded"}\')\n'
 @pytest.mark.parametrize(
     "script, reason",
     [
-        ("say(b'nonsense')\ntime.sleep(60)", "understood ({'is': 'not JSON"),
-        ("""say(b'{"is":"happy"}')\ntime.sleep(60)""", "cannot be understood ({'is': 'happy'})"),
+        ("say(b'nonsense')\ntime.sleep(600)", "understood ({'is': 'not JSON"),
+        ("""say(b'{"is":"happy"}')\ntime.sleep(600)""", "cannot be understood ({'is': 'happy'})"),
         ("""say(b'{"is":"threads","names":["a","b"]}')""", "has started 2 threads (a, b)"),
         ("os._exit(1)", "has ended (exit code 1)"),
         ("os.kill(os.getpid(), 11)", "has ended (signal 11)"),
@@ -127,7 +127,7 @@ async def test_what_is_not_loaded_is_started_by_exec(
 async def test_an_import_gets_as_long_as_a_worker_would(
     play: Callable[..., None], orders: Orders, log: logging.Logger
 ) -> None:
-    play("time.sleep(60)")
+    play("time.sleep(600)")
     orders.config.worker_timeout = orders.config.startup_timeout = 0.25
     async with preloads(log) as found:
         assert await found.prepare(orders) is orders
@@ -190,7 +190,7 @@ async def test_a_machine_that_is_full_leaves_the_preloader_alone(
 
 @pytest.mark.parametrize(
     "script",
-    ["time.sleep(60)", "say(b'nonsense')\ntime.sleep(60)", "sock.close()\ntime.sleep(60)", "os._exit(1)"],
+    ["time.sleep(600)", "say(b'nonsense')\ntime.sleep(600)", "sock.close()\ntime.sleep(600)", "os._exit(1)"],
 )
 async def test_a_preloader_that_does_not_fork_is_ended_and_followed_by_another(
     script: str,
@@ -215,6 +215,7 @@ async def test_a_preloader_that_does_not_fork_is_ended_and_followed_by_another(
             prepared.fork([0])
         await until(lambda: said(log).count("has imported the app") == 2)
         assert first not in found.pids()
+        monkeypatch.setattr(preload, "_FORK_PATIENCE", 30.0)  # this one does answer, when it gets its turn
         assert prepared.fork([0]) == 1
 
 
@@ -244,7 +245,7 @@ async def test_only_the_generation_that_serves_keeps_its_preloader(
     play: Callable[..., None], orders: Orders, log: logging.Logger
 ) -> None:
     # One that does not end by itself is ended.
-    play(f"{LOADED}sock.recv(99)", f"{LOADED}sock.recv(99)\ntime.sleep(60)")
+    play(f"{LOADED}sock.recv(99)", f"{LOADED}sock.recv(99)\ntime.sleep(600)")
     async with preloads(log) as found:
         first = await found.prepare(orders)
         assert isinstance(first, Orders)

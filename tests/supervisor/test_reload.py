@@ -21,7 +21,7 @@ from trioserve.supervisor.reload import CannotWatch, FileWatch, Reloader
 pytest.importorskip("watchfiles")
 
 # A step of the watching thread is 50 ms; a busy machine takes longer.
-PATIENCE = 10.0
+PATIENCE = 30.0
 
 
 @asynccontextmanager
