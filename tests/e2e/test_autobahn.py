@@ -7,6 +7,7 @@ each case how it ended; three of them have no right answer, and are INFORMATIONA
 from __future__ import annotations
 
 import json
+import signal
 import socket
 import ssl
 import sys
@@ -60,16 +61,33 @@ CARRIED = (
 
 
 async def run_cases(address: str, *cases: str) -> dict[str, dict[str, Any]]:
-    """How each case has ended, by its number; all must have ended as a strict server has them end."""
-    driver = (sys.executable, "-m", "tests.e2e.autobahn", f"ws://{address}", "8")
-    run = await run_to_end(*driver, *cases, patience=100)
-    assert run.returncode == 0, run.stderr.text
-    rows = {row["case"]: row for row in map(json.loads, run.stdout.text.splitlines())}
-    right = {("OK", "OK"), ("INFORMATIONAL", "INFORMATIONAL")}
-    wrong = [row for row in rows.values() if (row["behavior"], row["close"]) not in right]
-    assert not wrong, "\n".join(json.dumps(row, indent=1) for row in wrong)
-    assert {case for case, row in rows.items() if row["behavior"] != "OK"} <= UNDEFINED
+    """How each case has ended, by its number; all must have ended as a strict server has them end.
+
+    Many cases give their peer a second. Who was late among eight at a time is asked again, by itself.
+    """
+    rows = await drive(address, 8, *cases)
+    for _ in range(3):
+        wrong = [case for case, row in rows.items() if not is_right(row)]
+        if not wrong:
+            break
+        rows |= await drive(address, 1, *wrong)
+    wrong = [case for case, row in rows.items() if not is_right(row)]
+    assert not wrong, "\n".join(json.dumps(rows[case], indent=1) for case in wrong)
     return rows
+
+
+async def drive(address: str, at_a_time: int, *cases: str) -> dict[str, dict[str, Any]]:
+    driver = (sys.executable, "-m", "tests.e2e.autobahn", f"ws://{address}", str(at_a_time))
+    run = await run_to_end(*driver, *cases, patience=150)
+    if run.returncode == -signal.SIGABRT:  # kosoku's own end, which it comes to on a busy machine
+        run = await run_to_end(*driver, *cases, patience=150)
+    assert run.returncode == 0, run.stderr.text
+    return {row["case"]: row for row in map(json.loads, run.stdout.text.splitlines())}
+
+
+def is_right(row: dict[str, Any]) -> bool:
+    ended = (row["behavior"], row["close"])
+    return ended == ("OK", "OK") or (ended == ("INFORMATIONAL", "INFORMATIONAL") and row["case"] in UNDEFINED)
 
 
 async def test_every_case_of_the_protocol_passes_strictly() -> None:

@@ -39,6 +39,13 @@ def answers(log: str) -> list[tuple[str, str, str]]:
     return [(status, re.sub(r"\.[0-9a-f]{12}\.", ".*.", path), coding) for status, path, coding in lines]
 
 
+def without_icon(lines: list[tuple[str, str, str]]) -> list[tuple[str, str, str]]:
+    """A browser that is in no hurry to show it may end before it has asked for it; else it is asked for once."""
+    icon = ("200", "/assets/icon.*.svg", "-")
+    assert lines.count(icon) <= 1
+    return [line for line in lines if line != icon]
+
+
 async def test_a_page_has_its_content_its_links_and_what_its_script_adds(site: Path) -> None:
     async with serve_command("examples.docs_site.app:app", *LOG, env={"DOCS_SITE": str(site)}) as server:
         dom = await dump_dom(f"{server.url}/use/")
@@ -50,8 +57,7 @@ async def test_a_page_has_its_content_its_links_and_what_its_script_adds(site: P
         # The policy allows the site's own script: each block of code has got its button.
         assert dom.count("<pre>") == dom.count(">Copy</button>") == 3
     # Chromium takes br, and is sent what was compressed beforehand: what is over a kibibyte.
-    assert sorted(answers(server.stdout.text)) == [
-        ("200", "/assets/icon.*.svg", "-"),
+    assert sorted(without_icon(answers(server.stdout.text))) == [
         ("200", "/assets/site.*.css", "br"),
         ("200", "/assets/site.*.js", "-"),
         ("200", "/use/", "br"),
@@ -89,14 +95,13 @@ async def test_a_second_visit_asks_for_the_page_alone_and_is_told_that_it_is_the
         first = await dump_dom(f"{server.url}/workers/", profile)
         second = await dump_dom(f"{server.url}/workers/", profile)
     assert second == first
-    lines = answers(server.stdout.text)
-    assert [(status, path) for status, path, _coding in sorted(lines[:4])] == [
-        ("200", "/assets/icon.*.svg"),
+    lines = without_icon(answers(server.stdout.text))
+    assert [(status, path) for status, path, _coding in sorted(lines[:3])] == [
         ("200", "/assets/site.*.css"),
         ("200", "/assets/site.*.js"),
         ("200", "/workers/"),
     ]
-    assert lines[4:] == [("304", "/workers/", "-")]
+    assert lines[3:] == [("304", "/workers/", "-")]
 
 
 async def test_the_policy_stops_a_script_that_is_not_the_sites_own(site: Path, tmp_path: Path) -> None:
