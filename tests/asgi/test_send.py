@@ -23,6 +23,7 @@ from trioserve.errors import (
 from trioserve.testing import Response, encode_request
 
 from ..apps import respond
+from ..waiting import until_blocked
 
 pytestmark = pytest.mark.modes("tls", "http2")
 
@@ -277,13 +278,15 @@ async def test_a_last_part_whose_sending_was_cancelled_is_still_sent(hub: str) -
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
         await send(start())
-        with trio.move_on_after(0.05) as scope_:
+        async with until_blocked() as scope_:
             await send(body(bytes(16 * 1024 * 1024)))
         assert scope_.cancelled_caught
+        given_up.set()
 
+    given_up = trio.Event()
     async with serving(app, hub=hub) as server, server.connect() as client:
         await client.send(encode_request("GET"))
-        await trio.sleep(0.1)
+        await given_up.wait()
         await client.receive_until(b"\r\n\r\n")
         total = len(client.received)
         while total < 16 * 1024 * 1024:

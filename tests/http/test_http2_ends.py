@@ -14,6 +14,7 @@ from tests.apps import hello, respond
 from tests.http.http2_client import POST, goaway, headers, ping
 from tests.http.http2_serving import connected, get, served
 from tests.http.test_http2_exchanges import app_of, body, start
+from tests.waiting import until_blocked
 from trioserve.http.http2 import Http2
 from trioserve.observe.in_flight import InFlightTable
 from trioserve.structure.drain import DrainState
@@ -302,7 +303,7 @@ async def test_a_peer_that_leaves_while_the_rest_is_flushed_is_no_fault_of_the_a
 
     async def handler(scope: Any, receive: Any, send: Any) -> None:
         await start(send)
-        with trio.move_on_after(0.05):
+        async with until_blocked():
             await body(send, b"x" * 300_000)
         returned.set()
 

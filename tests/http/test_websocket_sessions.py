@@ -15,6 +15,7 @@ from trioserve import testing
 from trioserve.errors import ClientDisconnected
 from trioserve.testing import no_leaks
 
+from ..waiting import until_blocked
 from .test_websocket_frames import COMPRESSED_FAULTS, FAULTS, LIMIT
 from .websocket_apps import Handled, Recorder, echo, text, wait_for_ever
 from .websocket_client import (
@@ -356,7 +357,7 @@ async def test_floods_are_bounded(flood: bytes) -> None:
     async with serving(handled, disconnect_grace=0) as server, session(server) as client:
         client.raw.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         await client.raw.send(first)
-        with trio.move_on_after(0.3):
+        async with until_blocked():
             for _ in range(100):
                 await client.raw.send(flood * 4000)
         (connection,) = server.worker.context.connections
@@ -385,7 +386,7 @@ async def test_an_app_that_does_not_receive_stops_the_client(hub: str) -> None:
     sent = 0
     async with no_leaks(), serving(Handled(app), hub=hub) as server, session(server) as client:
         part = frame(BINARY, bytes(10_000))
-        with trio.move_on_after(0.3) as scope:
+        async with until_blocked() as scope:
             while True:
                 await client.raw.send(part)
                 sent += 10_000
@@ -407,7 +408,7 @@ async def test_a_client_that_does_not_read_stops_the_app(hub: str) -> None:
 
     async def app(receive: Any, send: Any) -> None:
         nonlocal sent
-        with trio.move_on_after(0.3):
+        async with until_blocked():
             while True:
                 await send({"type": "websocket.send", "bytes": bytes(100_000)})
                 sent += 1
@@ -456,16 +457,24 @@ async def test_many_tasks_may_send_at_once(hub: str) -> None:
 
 
 async def test_one_of_many_senders_is_cancelled_and_the_others_go_on(hub: str) -> None:
+    given_up = trio.Event()
+
     async def app(receive: Any, send: Any) -> None:
-        async def one(number: int, patience: float) -> None:
-            with trio.move_on_after(patience):
+        async def one(number: int, scope: trio.CancelScope) -> None:
+            with scope:
                 await send({"type": "websocket.send", "bytes": bytes([number]) * 3_000_000})
 
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(one, 1, 0.05)
-            await trio.testing.wait_all_tasks_blocked(0.005)
-            nursery.start_soon(one, 2, 10)
-            nursery.start_soon(one, 3, 10)
+            first = trio.CancelScope()
+            nursery.start_soon(one, 1, first)
+            await trio.testing.wait_all_tasks_blocked(0.01)
+            nursery.start_soon(one, 2, trio.CancelScope())
+            nursery.start_soon(one, 3, trio.CancelScope())
+            await trio.testing.wait_all_tasks_blocked(0.01)
+            first.cancel()
+            await trio.testing.wait_all_tasks_blocked(0.01)
+            assert first.cancelled_caught
+            given_up.set()
 
     async with no_leaks(), serving(Handled(app), hub=hub) as server:
         async with server.connect(receive_buffer=4096) as raw:
@@ -473,7 +482,7 @@ async def test_one_of_many_senders_is_cancelled_and_the_others_go_on(hub: str) -
 
             client = WebSocketClient(raw)
             await client.open()
-            await trio.sleep(0.2)
+            await given_up.wait()
             got = [await client.receive() for _ in range(3)]
             assert sorted({message[0] for message in got}) == [1, 2, 3]
             assert all(message == message[:1] * 3_000_000 for message in got)
