@@ -261,7 +261,7 @@ def run(*argv: str, cwd: Path = REPOSITORY, **environment: str) -> subprocess.Co
         env=keep | environment,
         capture_output=True,
         text=True,
-        timeout=30,
+        timeout=120,
         check=False,
     )
 

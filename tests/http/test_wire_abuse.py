@@ -215,13 +215,13 @@ async def test_a_client_that_reads_slowly_but_steadily_is_served(hub: str) -> No
         if scope["type"] == "http":
             await respond(send, body)
 
-    async with surviving(large, hub=hub, response_write_timeout=0.25) as server:
+    async with surviving(large, hub=hub, response_write_timeout=0.5) as server:
         async with server.connect(receive_buffer=4096) as client:
             await client.send(head("GET / HTTP/1.1", "Connection: close"))
             received = 0
             while part := await client.receive(65536):
                 received += len(part)
-                await trio.sleep(0.001)
+                await trio.sleep(0.003)
             assert received > len(body)
 
 

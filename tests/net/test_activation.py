@@ -139,7 +139,7 @@ def test_in_a_process_of_its_own_they_begin_at_3() -> None:
             env={**os.environ, "LISTEN_FDS": "1", "PYTHONPATH": str(ROOT)},
             capture_output=True,
             text=True,
-            timeout=30,
+            timeout=120,
             check=False,
         )
     assert found.stdout == f"[{port}] False\n", found.stderr

@@ -267,7 +267,7 @@ open_listeners([sys.argv[1]], user=0 if sys.argv[2:] else None)
 def _refused_as_nobody(bind: str, *args: str) -> str:
     """The message that a process without privileges gets."""
     command = [sys.executable, "-W", "error", "-c", _AS_NOBODY, bind, *args]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
     if done.returncode == 0:
         pytest.skip("this machine lets everybody do it")
     # Not always the last line: a coverage tool may complain that this user cannot write its data.

@@ -555,7 +555,7 @@ def test_what_a_worker_was_doing_outlives_it(table: InFlightTable, name: str) ->
         pass_fds=[table.fd],
         capture_output=True,
         check=False,
-        timeout=60,
+        timeout=120,
     )
     assert done.returncode == -getattr(signal, name), done.stderr.decode()
     found = table.read()

@@ -46,7 +46,7 @@ def child(*steps: str, groups: list[int] | None = None) -> str:
         env={**os.environ, "PYTHONPATH": str(ROOT)},
         capture_output=True,
         text=True,
-        timeout=30,
+        timeout=120,
         check=True,
     )
     return found.stdout.strip()

@@ -275,7 +275,7 @@ def test_what_permissions_forbid_is_marked_as_denied(tree: Path, method: Method)
         [sys.executable, "-c", _AS_NOBODY, tree, method],
         capture_output=True,
         text=True,
-        timeout=30,
+        timeout=120,
         check=False,
     )
     (tree / "private").chmod(0o700)

@@ -186,7 +186,7 @@ def flipping(tree: Path) -> Iterator[None]:
         yield
     finally:
         over.set()
-        thread.join(timeout=10)
+        thread.join(timeout=60)
         assert not thread.is_alive()
 
 
@@ -234,7 +234,7 @@ def test_roots_may_be_used_by_many_threads_at_once(tree: Path, method: Method) -
         for thread in threads:
             thread.start()
         for thread in threads:
-            thread.join(timeout=30)
+            thread.join(timeout=60)
         assert not any(thread.is_alive() for thread in threads)
     assert wrong == []
 

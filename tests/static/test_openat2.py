@@ -142,7 +142,7 @@ def test_under_a_container_that_forbids_it_files_are_still_served(tmp_path: Path
     (tmp_path / "file").write_bytes(b"x")
     run = subprocess.run(
         [sys.executable, "-c", _UNDER_A_FILTER, tmp_path, str(number)],
-        capture_output=True, text=True, timeout=30, check=False,
+        capture_output=True, text=True, timeout=120, check=False,
     )  # fmt: skip
     if run.stderr.startswith("prctl:"):
         pytest.skip(f"no filter for system calls here: {run.stderr.strip()}")

@@ -434,7 +434,7 @@ def test_a_write_that_the_system_refuses_is_named_and_leaves_nothing(tmp_path):
         [sys.executable, "-c", limited, str(tmp_path), "--codings", "br,gz"],
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=120,
     )
     assert done.returncode == EXIT_FAILED, done
     assert sorted(done.stderr.splitlines()) == ["a.txt.br: File too large", "a.txt.gz: File too large"]
@@ -529,7 +529,7 @@ def test_a_signal_leaves_no_half_files(slow_site, number, code):
             assert process.poll() is None
             time.sleep(0.01)
         process.send_signal(number)
-        _, err = process.communicate(timeout=60)
+        _, err = process.communicate(timeout=120)
     assert process.returncode == code
     assert err == "stopped; what had been finished stays\n"
     assert files(slow_site) == {"0.txt", "1.txt", "2.txt", "short.txt"}
@@ -745,7 +745,7 @@ def test_a_reader_that_has_enough_does_not_end_the_work(tmp_path):
             [sys.executable, "-c", COMMAND, str(tmp_path), "--codings", "gz"],
             stdout=writing,
             stderr=subprocess.PIPE,
-            timeout=60,
+            timeout=120,
         )
     finally:
         os.close(writing)
@@ -758,7 +758,7 @@ def test_a_terminal_of_another_encoding_does_not_end_the_work(tmp_path):
     done = subprocess.run(
         [sys.executable, "-c", COMMAND, str(tmp_path), "--codings", "gz"],
         capture_output=True,
-        timeout=60,
+        timeout=120,
         env={**os.environ, "PYTHONIOENCODING": "latin-1:strict"},
     )
     assert (done.returncode, done.stderr) == (0, b"")
@@ -777,7 +777,7 @@ def test_a_terminal_has_a_bar_and_no_lines(tmp_path):
             [sys.executable, "-c", COMMAND, str(tmp_path), "--codings", "br"],
             stdout=subprocess.PIPE,
             stderr=theirs,
-            timeout=60,
+            timeout=120,
             text=True,
             env={**os.environ, "TERM": "xterm"},
         )

@@ -171,7 +171,7 @@ def test_a_real_overlayfs(tmp_path: Path) -> None:
             ["unshare", "--mount", "sh", "-c", f'{mount}; exec "$@"', "sh", sys.executable, "-c",
              textwrap.dedent(OVERLAY)],
             cwd=tmp_path, env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
-            capture_output=True, text=True, timeout=60, check=False,
+            capture_output=True, text=True, timeout=120, check=False,
         )  # fmt: skip
     except FileNotFoundError:
         pytest.skip("no unshare(1)")

@@ -27,7 +27,7 @@ def test_threads_are_found_by_name() -> None:
 def run(script: str) -> str:
     """What a process with one thread prints; it must end well."""
     command = [sys.executable, "-W", "error", "-c", script]
-    return subprocess.run(command, capture_output=True, text=True, check=True, timeout=30).stdout
+    return subprocess.run(command, capture_output=True, text=True, check=True, timeout=120).stdout
 
 
 def test_a_grandchild_is_the_subreapers_child_by_the_time_it_is_known() -> None:
@@ -83,6 +83,6 @@ except OSError as error:
 
 def test_nobody_starts_it_by_hand() -> None:
     command = [sys.executable, "-m", "trioserve.worker.preloader"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=30)
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
     assert done.returncode == 1
     assert "is started by the supervisor" in done.stderr
