@@ -56,9 +56,9 @@ async def redis(tmp_path: Path) -> AsyncIterator[str]:
 
 @asynccontextmanager
 async def serve_chat(
-    redis: str, *flags: str, workers: int = 2, binding: str = "127.0.0.1:0"
+    redis: str, *flags: str, workers: int = 2, binding: str = "127.0.0.1:0", app: str = APP
 ) -> AsyncIterator[ServerProcess]:
-    async with serve_command(APP, *flags, bind=binding, workers=workers, env={"CHAT_STORE": redis}) as server:
+    async with serve_command(app, *flags, bind=binding, workers=workers, env={"CHAT_STORE": redis}) as server:
         yield server
 
 
@@ -205,7 +205,10 @@ async def test_a_member_that_does_not_read_stalls_nobody_and_is_sent_away(redis:
     """Everybody else is told at once; the one who reads again is told why he was sent away, and misses nothing."""
     count, big = 1200, "x" * 10_000
     async with AsyncExitStack() as stack:
-        server = await stack.enter_async_context(serve_chat(redis, workers=0))
+        # The slow one is told when all has been said, which may be long after it was sent away.
+        server = await stack.enter_async_context(
+            serve_chat(redis, workers=0, app="tests.e2e.patient_chat:app")
+        )
         slow = await stack.enter_async_context(await enter(server, receive_buffer=4096))
         quick = await stack.enter_async_context(await enter(server))
         assert await hear(quick) == {"ready": True}

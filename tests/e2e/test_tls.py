@@ -132,7 +132,10 @@ async def test_sockets_of_the_service_manager_speak_tls_or_are_called_insecure(s
 
 
 async def test_sighup_without_a_supervisor_swaps_certificates_in_place(shop: Shop) -> None:
-    async with serve_command(APP, *flags(shop)) as server, connected(shop, server.address) as kept:
+    async with (
+        serve_command(APP, *flags(shop), "--keep-alive", "600") as server,
+        connected(shop, server.address) as kept,
+    ):
         assert (await kept.get("/")).status == 200
         shop.issue("localhost", "new.example.com")
         server.send_signal(signal.SIGHUP)
@@ -169,7 +172,8 @@ async def test_sighup_with_a_supervisor_rolls_and_a_bad_file_stops_it(shop: Shop
 
 async def test_ctl_certificates_drops_no_connection(shop: Shop, tmp_path: Path) -> None:
     control = tmp_path / "control.sock"
-    async with serve_command(APP, *flags(shop), "--control", str(control), workers=2) as server:
+    more = ("--control", str(control), "--keep-alive", "600")
+    async with serve_command(APP, *flags(shop), *more, workers=2) as server:
         async with connected(shop, server.address) as kept:
             assert (await kept.get("/")).status == 200
             shop.issue("localhost", "new.example.com")
