@@ -470,7 +470,7 @@ def test_a_toml_file_lists_all_its_mistakes_at_once(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("content", "text"),
-    [(b"bind = [", "not valid TOML"), (b"\xff", "not valid TOML"), (None, "No such file or directory")],
+    [(b"bind = [", "not valid TOML: "), (b"\xff", "not valid TOML"), (None, "No such file or directory")],
 )
 def test_an_unreadable_toml_file_is_named(tmp_path: Path, content: bytes | None, text: str) -> None:
     file = tmp_path / "c.toml"
@@ -774,6 +774,13 @@ def test_a_typical_hypercorn_file_starts_unchanged(tmp_path: Path) -> None:
     }
 
 
+def test_a_python_file_that_is_taken_for_toml_is_told_how_to_be_given(tmp_path: Path) -> None:
+    file = tmp_path / "conf.py"
+    file.write_text("import os\n")
+    with pytest.raises(ConfigError, match=f"for a Python file give file:{file}"):
+        load_config({}, {}, str(file))
+
+
 # -- the whole ----------------------------------------------------------------------------------------------
 
 REFUSED: list[tuple[str, Any, str]] = [
@@ -921,6 +928,7 @@ def test_h11s_limit_becomes_the_heads_unless_that_is_given() -> None:
             {"websocket_ping_interval": "off", "websocket_ping_timeout": 5},
             "websocket_ping_timeout has no effect without websocket_ping_interval",
         ),
+        ({"workers": 0, "max_requests": 5}, "max_requests = 5 has no effect with workers = 0"),
         ({"max_app_queue_size": 5}, "max_app_queue_size = 5 (int) has no effect: the app is never more than"),
     ],
 )

@@ -650,7 +650,7 @@ def test_without_zstd_the_others_are_made_and_it_is_said_once(tmp_path, monkeypa
     assert {name[-3:] for name in files(tmp_path)} == {"txt", ".br", ".gz"}
     err = capsys.readouterr().err
     assert err.count("\n") == 1
-    assert "pip install zstandard" in err
+    assert "pip install trioserve[compression]" in err
     with pytest.raises(UsageError, match="zstd needs Python"):
         run_precompress([str(tmp_path), "--codings", "br,zst"])
 

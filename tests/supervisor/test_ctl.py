@@ -421,7 +421,7 @@ def test_a_server_that_does_not_answer_a_question_is_given_up(directory, monkeyp
         ([], "arguments are required: COMMAND", "trioserve ctl --help"),
         (["stauts"], "invalid choice: 'stauts'", "trioserve ctl --help"),
         (["scale"], "arguments are required: N", "trioserve ctl scale --help"),
-        (["scale", "four"], "'four' is not a whole number of at least 0", "trioserve ctl scale --help"),
+        (["scale", "four"], "'four' is not a whole number, such as 4", "trioserve ctl scale --help"),
         (["scale", "-1"], "'-1' is not a whole number", "trioserve ctl scale --help"),
         (["scale", "٣"], "is not a whole number", "trioserve ctl scale --help"),
         (["recycle", "all"], "'all' is not a whole number", "trioserve ctl recycle --help"),

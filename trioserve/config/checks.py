@@ -123,6 +123,10 @@ def _develops(config: Config) -> Iterator[Advice]:
         )
 
 
+# What only a supervisor does.
+_SUPERVISED = ("preload", "worker_timeout", "max_requests", "max_lifetime", "max_rss")
+
+
 def find_advice(config: Config, *, library: bool) -> list[Advice]:
     """What is accepted but does not do what one might think."""
     found = [(logging.INFO, text) for text in _without_effect(config)]
@@ -157,6 +161,11 @@ def _surprises(config: Config, *, library: bool) -> Iterator[str]:
         yield f"{described} is ignored: trioserve always runs trio"
     if config.logconfig is not None and config.logconfig_dict is not None:
         yield "logconfig_dict is ignored because logconfig is given"
+    if config.workers == 0 and not library:
+        for name in _SUPERVISED:
+            if (value := getattr(config, name)) != BY_NAME[name].default:
+                shown = f"{config.source_of(name).place(name)} = {BY_NAME[name].show(value)}"
+                yield f"{shown} has no effect with workers = 0: it needs the supervisor (workers = 1 or more)"
     if library:
         for setting in SETTINGS:
             ignored = setting.command_only or not setting.refused_in_library

@@ -35,7 +35,8 @@ def read_toml(filename: FilePath) -> dict[str, Any]:
     except OSError as error:
         raise _unreadable(path, error) from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: not valid TOML: {error}") from error
+        hint = f"; for a Python file give file:{path}" if path.endswith(".py") else ""
+        raise ConfigError(f"{path}: not valid TOML: {error}{hint}") from error
 
 
 def run_pyfile(filename: FilePath) -> object:

@@ -55,6 +55,8 @@ class Source:
         """Place, value and type, as the start of a message; secrets are masked."""
         # What is refused may be a secret under a name that is misspelled, or hold one that was to be told apart.
         hidden = setting.secret or setting.holds_secrets if setting is not None else "pas" in name.lower()
+        if isinstance(value, enum.Enum) and not hidden:
+            return f"{self.place(name)} = {value.name}"
         shown = "***" if hidden else _shorten.repr(value)
         return f"{self.place(name)} = {shown} ({type(value).__name__})"
 

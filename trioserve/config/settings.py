@@ -105,7 +105,7 @@ def default_with_unit(setting: Setting) -> str:
 
 
 def _why(setting: Setting) -> str:
-    if setting.refused:
+    if setting.refused and setting.refused_when is None:
         return f"refused: {setting.refused}"
     return (
         f"{setting.reason} (no effect: {setting.without_effect})"

@@ -218,7 +218,13 @@ def split_host_port(bind: str) -> tuple[str, int]:
         host, port = bind, ""
     else:
         host, _, port = bind.partition(":")
+    if "://" in bind:
+        raise BindError(f"bind {bind!r}: give host:port, without {bind[: bind.index('://') + 3]!r}")
     if not port:
+        if host.isascii() and host.isdigit():
+            raise BindError(
+                f"bind {bind!r}: a port alone; write :{host} for all addresses, or 127.0.0.1:{host}"
+            )
         return host, 8000
     if not port.isascii() or not port.isdigit() or len(port) > 5 or int(port) > 65535:
         raise BindError(f"bind {bind!r}: {port!r} is no port; give host:port with a port from 0 to 65535")

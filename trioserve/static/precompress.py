@@ -56,7 +56,7 @@ _NAMES: Final[dict[str, bytes]] = {
     "gzip": b"gzip",
 }
 
-_NO_ZSTD: Final = "zstd needs Python 3.14, or the package zstandard (pip install zstandard)"
+_NO_ZSTD: Final = "zstd needs Python 3.14, or the package zstandard (pip install trioserve[compression])"
 
 # Seconds between two looks at what the threads are doing.
 _LOOK: Final = 0.1

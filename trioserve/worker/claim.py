@@ -90,7 +90,11 @@ def open_process_sockets(
 
 def activation_remarks(config: Config, activated: Sequence[ActivatedSocket]) -> list[str]:
     """What the log should say of sockets that the service manager has passed."""
-    names = ", ".join(f"{sock.name} ({describe(sock, _scheme(config, sock))})" for sock in activated)
+    # "unknown" is what systemd calls a socket that has no FileDescriptorName (sd_listen_fds_with_names(3)).
+    names = ", ".join(
+        f"{'unnamed' if sock.name == 'unknown' else sock.name} ({describe(sock, _scheme(config, sock))})"
+        for sock in activated
+    )
     remarks = [f"socket activation: {names}"]
     for name in ("bind", "insecure_bind"):
         source = config.source_of(name)
