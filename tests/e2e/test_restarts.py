@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
+import sys
 from pathlib import Path
 
 import pytest
 import trio
 
-from .process import PATIENCE, require_tool, serve_command, start_process, trioserve_command
+from .process import PATIENCE, require_tool, run_to_end, serve_command, start_process, trioserve_command
 from .test_preload import workers_of
 from .test_supervisor import APP, answering, children, until
 
@@ -40,6 +42,88 @@ async def test_who_fails_at_once_and_takes_long_to_end_evades_no_rule() -> None:
             server.send_signal(signal.SIGTERM)
             await server.stderr.wait_for(said)
         assert await server.wait() == 75
+
+
+@pytest.mark.parametrize("occasion", ["recycle", "taint", "scale", "death"])
+async def test_workers_that_have_lasted_go_on_while_the_app_on_disk_is_broken(
+    tmp_path: Path, occasion: str
+) -> None:
+    module, control = tmp_path / "changing.py", tmp_path / "control"
+    whole = (Path(__file__).parent / "apps.py").read_text()
+    module.write_text(whole)
+    flags = (f"{module}:app", "--control", str(control))
+    async with serve_command(*flags, workers=2, module="tests.e2e.hurried") as server:
+        before = set(children(server.pid))
+        module.write_text("raise ImportError('half a deployment')\n")
+        match occasion:
+            case "recycle":
+                refused = await run_to_end(*ctl(control, "recycle", "1"))
+                assert (refused.returncode, "not done yet: workers fail" in refused.stderr.text) == (1, True)
+            case "taint":
+                assert (await server.get("/raise")).status == 500
+            case "scale":
+                server.send_signal(signal.SIGTTIN)
+            case "death":
+                os.kill(min(before), signal.SIGKILL)
+        await server.stderr.wait_for(
+            "CRITICAL. degraded: worker 7 ended with exit code 4 .*fast failure 5 of 5 .*and at once by a reload"
+        )
+        await server.stderr.wait_for("still degraded: worker 8 ended with exit code 4")
+        assert len(before & set(children(server.pid))) == (1 if occasion == "death" else 2)
+        assert await answering(server) in before
+        status = await run_to_end(*ctl(control, "status", "--json"))
+        assert "workers fail as fast as they are started" in json.loads(status.stdout.text)["degraded"]
+        server.send_signal(signal.SIGHUP)
+        await server.stderr.wait_for("reload failed, serving on as before")
+        module.write_text(whole)
+        await server.stderr.wait_for("no longer degraded")
+        wanted = 3 if occasion == "scale" else 2
+        kept = 2 if occasion == "scale" else 1
+        await until(
+            lambda: len(now := set(children(server.pid))) == wanted and len(now & before) == kept,
+            "as many as wanted, and a new one among them",
+        )
+        status = await run_to_end(*ctl(control, "status", "--json"))
+        assert json.loads(status.stdout.text)["degraded"] == ""
+    assert "giving up" not in server.stderr.text
+
+
+async def test_a_reload_that_fails_half_way_is_finished_later_and_holds_up_no_other(tmp_path: Path) -> None:
+    module, once = tmp_path / "changing.py", tmp_path / "once"
+    whole = (Path(__file__).parent / "apps.py").read_text()
+    module.write_text(whole)
+    async with serve_command(f"{module}:app", workers=2, module="tests.e2e.hurried") as server:
+        before = set(children(server.pid))
+        # The first of the new generation starts, and those after it do not.
+        module.write_text(f"{whole}\nos.mkdir({str(once)!r})\n")
+        server.send_signal(signal.SIGHUP)
+        await server.stderr.wait_for("CRITICAL. degraded")
+        await server.stderr.wait_for("reloaded: generation 2")
+        assert len(before & set(children(server.pid))) == 1
+        module.write_text(whole)
+        server.send_signal(signal.SIGHUP)
+        await server.stderr.wait_for("reloaded: generation 3")
+        await until(lambda: not before & set(children(server.pid)), "the end of the first generation")
+    assert "giving up" not in server.stderr.text
+
+
+async def test_when_the_last_that_has_lasted_is_gone_it_ends_with_what_the_others_ended_with(
+    tmp_path: Path,
+) -> None:
+    module = tmp_path / "changing.py"
+    module.write_text((Path(__file__).parent / "apps.py").read_text())
+    async with serve_command(f"{module}:app", workers=1, module="tests.e2e.hurried") as server:
+        (worker,) = children(server.pid)
+        module.write_text("raise ImportError('half a deployment')\n")
+        server.send_signal(signal.SIGTTIN)
+        await server.stderr.wait_for("CRITICAL. degraded")
+        os.kill(worker, signal.SIGKILL)
+        await server.stderr.wait_for("giving up: ended with exit code 4")
+        assert await server.wait() == 4
+
+
+def ctl(control: Path, *command: str) -> list[str]:
+    return [sys.executable, "-m", "trioserve", "ctl", "--control", str(control), *command]
 
 
 async def test_a_worker_that_is_told_to_end_has_not_failed() -> None:

@@ -9,7 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from trioserve.supervisor.restart_policy import (
+    Decision,
     GiveUp,
+    HoldOn,
     Restart,
     RestartLimits,
     RestartPolicy,
@@ -32,12 +34,12 @@ def crash(status: int = 1, lived: float = 0.2, *, ready: bool = True, planned: b
     return WorkerExit(status, ready, lived, planned)
 
 
-def delay_of(decision: Restart | GiveUp) -> float:
+def delay_of(decision: Decision) -> float:
     assert isinstance(decision, Restart), decision
     return decision.delay
 
 
-def code_of(decision: Restart | GiveUp) -> int:
+def code_of(decision: Decision) -> int:
     assert isinstance(decision, GiveUp), decision
     return decision.exit_code
 
@@ -308,6 +310,93 @@ def test_having_given_up_it_does_not_change_its_mind() -> None:
     policy = a_policy()
     decisions = [policy.worker_exited(0.0, crash(70)) for _ in range(20)]
     assert [code_of(decision) for decision in decisions[4:]] == [70] * 16
+
+
+# -- beside workers that serve -------------------------------------------------------------------------------
+
+
+def failing(policy: RestartPolicy, count: int, *, serving: float, start: float = 0.0) -> list[Decision]:
+    """So many that cannot import the app, a second apart; the others have served for `serving` seconds at first."""
+    ended = crash(4, 0.3, ready=False)
+    return [policy.worker_exited(start + nth, ended, serving and serving + nth) for nth in range(count)]
+
+
+@pytest.mark.parametrize(
+    "serving, goes_on",
+    [(0.0, False), (0.5, False), (5.9, False), (6.0, True), (3600.0, True)],
+    ids=["nobody", "as young", "not quite long enough by then", "just long enough by then", "long"],
+)
+def test_who_has_lasted_is_not_ended_because_others_fail(serving: float, goes_on: bool) -> None:
+    policy = a_policy()
+    *before, last = failing(policy, 5, serving=serving)
+    assert all(isinstance(decision, Restart) for decision in before)
+    assert isinstance(last, HoldOn if goes_on else GiveUp)
+    assert (policy.next_trial is not None) == goes_on
+    if goes_on:
+        assert last.reason == (
+            "ended with exit code 4 0.3 s after its start, before it was ready: fast failure 5 of 5 in 60 s; workers "
+            f"fail as fast as they are started, but others have served for up to {serving + 4:.0f} s and go on"
+        )
+        assert policy.degraded_reason(14.0) == (
+            "workers fail as fast as they are started; the next attempt is due in 20 s"
+        )
+
+
+def test_further_attempts_come_at_the_longest_delay_and_only_the_first_line_is_critical() -> None:
+    policy = a_policy()
+    found = failing(policy, 5, serving=60.0)[4:]
+    # So far apart the intensity would let them pass: it was surpassed, and nothing has become better.
+    for nth in range(1, 20):
+        found += failing(policy, 1, serving=60.0 + nth * 100, start=nth * 100.0)
+    assert [(decision.delay, decision.first) for decision in found if isinstance(decision, HoldOn)] == [
+        (30.0, True),
+        *[(30.0, False)] * 19,
+    ]
+    assert policy.next_trial == 1900.0 + 30.0
+
+
+def test_the_longest_delay_has_its_jitter() -> None:
+    last = failing(a_policy(luck=1.0), 5, serving=60.0)[-1]
+    assert isinstance(last, HoldOn)
+    assert last.delay == 22.5
+
+
+def test_a_successor_that_is_ready_ends_it() -> None:
+    policy = a_policy()
+    failing(policy, 5, serving=60.0)
+    policy.worker_ready(30.0)
+    assert policy.next_trial is None
+    assert policy.degraded_reason(30.0) == ""
+    # And it counts from there, with what it remembers: this is the sixth in a minute, and the first in the next one.
+    assert isinstance(failing(policy, 1, serving=90.0, start=31.0)[0], HoldOn)
+    policy.worker_ready(40.0)
+    assert isinstance(failing(policy, 1, serving=200.0, start=140.0)[0], Restart)
+
+
+def test_so_does_the_end_of_the_wish_for_one_or_another_program() -> None:
+    for end_it in (RestartPolicy.none_missing, RestartPolicy.start_afresh):
+        policy = a_policy()
+        failing(policy, 5, serving=60.0)
+        end_it(policy)
+        assert policy.next_trial is None
+
+
+def test_once_none_of_them_serves_any_more_the_next_failure_is_the_end() -> None:
+    policy = a_policy()
+    failing(policy, 5, serving=60.0)
+    assert delay_of(policy.worker_exited(500.0, crash(-9, 600.0))) == 0
+    assert code_of(policy.worker_exited(501.0, crash(4, 0.3, ready=False))) == 4
+
+
+def test_both_reasons_to_be_degraded_are_told() -> None:
+    policy = a_policy()
+    for nth in range(7):
+        policy.judge_taint(0.0, f"error {nth}")
+    failing(policy, 5, serving=60.0)
+    assert policy.degraded_reason(4.0) == (
+        "workers fail as fast as they are started; the next attempt is due in 30 s. 6 replacements in 300 s were used "
+        "up; for another 296 s, if no new error comes"
+    )
 
 
 # -- words ---------------------------------------------------------------------------------------------------

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from trioserve.supervisor.restart_policy import GiveUp, RestartPolicy, WorkerExit
+from trioserve.supervisor.restart_policy import GiveUp, HoldOn, RestartPolicy, WorkerExit
 
 
 @dataclass(frozen=True)
@@ -29,6 +29,7 @@ class Simulation:
     Attributes:
         starts: when each worker was started.
         gave_up: when and how the policy did, or None.
+        held_on: how often the policy had those that serve go on.
         idle: the longest time for which a slot had no worker, not even a starting one.
     """
 
@@ -37,6 +38,7 @@ class Simulation:
     policy: RestartPolicy = field(default_factory=lambda: RestartPolicy(random=random.Random(1).random))
     starts: list[float] = field(default_factory=list)
     gave_up: tuple[float, GiveUp] | None = None
+    held_on: int = 0
     idle: float = 0.0
 
     def run(self, seconds: float) -> Simulation:
@@ -44,6 +46,7 @@ class Simulation:
         attempts = dict.fromkeys(range(self.workers), 0)
         order = iter(range(1_000_000))
         life: dict[int, Life] = {}
+        ready_at: dict[int, float] = {}
         for slot in attempts:
             heapq.heappush(events, (0.0, next(order), "start", slot))
         while events:
@@ -58,12 +61,16 @@ class Simulation:
                 heapq.heappush(events, (now + life[slot].boot, next(order), upcoming, slot))
             elif what == "ready":
                 self.policy.worker_ready(now)
+                ready_at[slot] = now
                 heapq.heappush(events, (now + (life[slot].serves or 0.0), next(order), "dies", slot))
             else:
-                decision = self.policy.worker_exited(now, exit_of(life[slot]))
+                ready_at.pop(slot, None)
+                serving = max((now - moment for moment in ready_at.values()), default=0.0)
+                decision = self.policy.worker_exited(now, exit_of(life[slot]), serving)
                 if isinstance(decision, GiveUp):
                     self.gave_up = now, decision
                     break
+                self.held_on += isinstance(decision, HoldOn)
                 self.idle = max(self.idle, decision.delay)
                 heapq.heappush(events, (now + decision.delay, next(order), "start", slot))
         return self
@@ -110,6 +117,23 @@ def test_nor_does_one_among_healthy_ones(healthy: int) -> None:
     )
     assert simulation.gave_up is not None
     assert len(simulation.starts) == healthy + 5
+
+
+@pytest.mark.parametrize(
+    "life", [Life(0.3), Life(0.3, 0.2)], ids=["before it is ready", "as soon as it is ready"]
+)
+@pytest.mark.parametrize("healthy", [1, 7])
+def test_but_one_among_those_that_have_lasted_is_tried_from_time_to_time(healthy: int, life: Life) -> None:
+    later = 1000.0
+    simulation = Simulation(
+        1 + healthy,
+        lambda slot, attempt: life if slot == 0 and attempt else Life(0.3, FOREVER if slot else later),
+    ).run(later + 3600)
+    assert simulation.gave_up is None
+    assert simulation.held_on
+    # One that gets ready each time has the policy hope each time, but not often.
+    most = 3600 / (30 * 0.75) if life.serves is None else 3600 / 60 * 5
+    assert len([start for start in simulation.starts if start > later]) <= most + 10
 
 
 def test_an_app_that_breaks_later_starts_from_a_clean_slate_and_then_gives_up() -> None:

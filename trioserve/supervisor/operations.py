@@ -105,7 +105,7 @@ class Operations:
         pool = self._supervisor.pool
         before = pool.wanted
         self._supervisor.scale_to(n, "ctl scale")
-        await self._until(lambda: len(pool.ready()) == len(pool.workers) == n or pool.wanted != n)
+        await self._until_started(lambda: len(pool.ready()) == len(pool.workers) == n or pool.wanted != n)
         if pool.wanted != n:
             raise ControlRefused(f"the number was changed to {pool.wanted} meanwhile")
         return {"from": before, "to": n}
@@ -123,7 +123,7 @@ class Operations:
             )
         self._refuse_if_stopping()
         pool.replace(chosen, "recycled by hand")
-        await self._until(lambda: not any(worker.id in pool.workers for worker in chosen))
+        await self._until_started(lambda: not any(worker.id in pool.workers for worker in chosen))
         return {"recycled": [worker.id for worker in chosen]}
 
     async def reload(self) -> dict[str, Any]:
@@ -179,9 +179,14 @@ class Operations:
         if self._supervisor.pool.stopping:
             raise ControlRefused("the server is stopping")
 
-    async def _until(self, condition: Callable[[], bool]) -> None:
-        """Return once it holds, or the server stops."""
-        pool = self._supervisor.pool
+    async def _until_started(self, condition: Callable[[], bool]) -> None:
+        """Return once it holds, for which workers have to start; refuses when they do not, or the server stops."""
+        supervisor = self._supervisor
         while not condition():
             self._refuse_if_stopping()
-            await pool.wait_change()
+            if supervisor.policy.next_trial is not None:
+                reason = supervisor.policy.degraded_reason(trio.current_time())
+                raise ControlRefused(
+                    f"not done yet: {reason}. Those that serve go on; the server's log has more"
+                )
+            await supervisor.pool.wait_change()

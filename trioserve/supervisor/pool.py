@@ -24,7 +24,7 @@ from trioserve.supervisor.conversation import SLACK, Conversation, announced_cod
 from trioserve.supervisor.exits import ExitDesk
 from trioserve.supervisor.machine import cgroup_memory_limit
 from trioserve.supervisor.recycling import RecyclingLimits, RecyclingPlan, rss_limit
-from trioserve.supervisor.restart_policy import GiveUp, Replace, RestartPolicy, WorkerExit
+from trioserve.supervisor.restart_policy import GiveUp, HoldOn, Replace, RestartPolicy, WorkerExit
 from trioserve.supervisor.rollout import Rollout
 from trioserve.supervisor.worker_process import Orders, WorkerProcess, WorkerState, start_worker
 
@@ -138,6 +138,8 @@ class WorkerPool:
             elif worker.leaving and worker.state is _READY and excess > 0:
                 excess -= 1
                 self._drain(worker)
+        if sum(worker.is_staying for worker in self.ready()) >= self.wanted:
+            self._policy.none_missing()
         self._finish_rollout()
         if len(self.ready()) >= self.wanted:
             self._was_ready.set()
@@ -155,6 +157,9 @@ class WorkerPool:
             return
         now = trio.current_time()
         self._postponed = [moment for moment in self._postponed if moment > now]
+        next_trial = None if self._rollout_is_open else self._policy.next_trial
+        if next_trial is not None and now < next_trial and self.ready():
+            return  # where none serves any more, it is not waited for
         while True:
             staying = sum(worker.is_staying for worker in self.workers.values())
             missing = self.wanted - staying - len(self._postponed)
@@ -164,8 +169,9 @@ class WorkerPool:
                 worker.is_staying and worker.state is _STARTING for worker in self.workers.values()
             )
             lost = self.wanted - starting - len(self.ready()) - len(self._postponed)
-            # Capacity that is lost comes back all at once; those that still serve are replaced one by one.
-            if lost <= 0 and starting:
+            # Capacity that is lost comes back all at once; those that still serve are replaced one by one, and where
+            # starts keep failing one of them is to get ready first.
+            if starting and (lost <= 0 or next_trial is not None):
                 return
             if not self._start_worker():
                 return
@@ -251,11 +257,14 @@ class WorkerPool:
                 if worker.state is _STARTING:
                     worker.state = _READY
                 self.busy_at = max(self.busy_at, now)
+                was_failing = self._policy.next_trial is not None
                 self._policy.worker_ready(now)
                 age = now - worker.started_at
                 self._log.info(
                     "worker %d (pid %d) is ready, %.1f s after its start", worker.id, worker.pid, age
                 )
+                if was_failing:
+                    self._log.warning("no longer degraded: workers can be started again")
                 if (
                     self.rollout is not None
                     and worker.generation == self.orders.generation
@@ -371,12 +380,35 @@ class WorkerPool:
         self, worker: WorkerProcess, now: float, status: int, planned: bool = False, for_cause: bool = False
     ) -> None:
         ended = WorkerExit(status, worker.ready_at is not None, worker.lived(now), planned, for_cause)
-        decision = self._policy.worker_exited(now, ended)
+        serving = max((other.lived(now) for other in self.ready()), default=0.0)
+        decision = self._policy.worker_exited(now, ended, serving)
         if isinstance(decision, GiveUp):
             self.give_up(decision)
+        elif isinstance(decision, HoldOn):
+            self._hold_on(worker, decision)
         elif decision.delay > 0 and sum(w.is_staying for w in self.workers.values()) < self.wanted:
             self._log.warning("the next worker starts in %.1f s: %s", decision.delay, decision.reason)
             self._postpone(decision.delay)
+
+    def _hold_on(self, worker: WorkerProcess, decision: HoldOn) -> None:
+        """Those that serve do so whatever becomes of others; who is to be replaced just waits longer for that."""
+        if decision.first:
+            self._log.critical(
+                "degraded: worker %d %s. Mend what makes new workers fail (the lines above say what it is); one is "
+                "started every %g s, and at once by a reload (SIGHUP, trioserve ctl reload)",
+                worker.id,
+                decision.reason,
+                self._policy.limits.max_delay,
+            )
+        else:
+            self._log.error(
+                "still degraded: worker %d %s; next attempt in %.0f s",
+                worker.id,
+                decision.reason,
+                decision.delay,
+            )
+        moment = trio.current_time() + decision.delay
+        self._nursery.start_soon(self._reconcile_at, moment, name="next trial")
 
     def give_up(self, decision: GiveUp) -> None:
         """Have all of it end; or, in development, start nothing more before a change."""
@@ -415,6 +447,11 @@ class WorkerPool:
         self.replace(self.workers.values(), RELOAD)
         return self.rollout
 
+    @property
+    def _rollout_is_open(self) -> bool:
+        """None of the new generation has been ready yet."""
+        return self.rollout is not None and not self.rollout.proven
+
     def _abandon_rollout(self, worker: WorkerProcess) -> bool:
         """Go back to the old generation if it was the first of the new that has died; True if so."""
         rollout = self.rollout
@@ -433,7 +470,8 @@ class WorkerPool:
         self.orders = rollout.previous
         self.holding = rollout.held
         for other in self.workers.values():
-            if other.leaving == RELOAD and other.state is not _DRAINING:
+            replaced = other.leaving == RELOAD and other.state is not _DRAINING
+            if replaced and other.generation == self.orders.generation:
                 other.leaving = ""
                 if other.id in self._tainted:  # its replacement came to nothing: it may ask again
                     self._tainted.discard(other.id)
@@ -457,7 +495,9 @@ class WorkerPool:
         if rollout is None or not rollout.proven:
             return
         old = [worker for worker in self.workers.values() if worker.generation < self.orders.generation]
-        if not old and len(self.ready()) >= self.wanted:
+        # Where starts keep failing, what is left of the old generation serves until they no longer do. It may be the
+        # next reload that mends that, and it waits for the end of this one.
+        if self._policy.next_trial is not None or (not old and len(self.ready()) >= self.wanted):
             self.rollout = None
             rollout.end()
 

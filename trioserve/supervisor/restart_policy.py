@@ -10,7 +10,12 @@ A death is one of:
     boot failure     exit 2, 3, 4 or 78 before any worker of this supervisor was ready    the end, with that code
     served           it had been ready for `min_uptime` or longer                       no failure, replaced at once
     killed           a young one, by a signal that people send, not more than a few     no failure, replaced at once
-    fast failure     all others                                                         back-off; too many: the end
+    fast failure     all others                                                         back-off; too many: the end,
+                                                                                        or degraded, if others serve
+
+What there are too many of is no reason to end workers that serve and have lasted: what is on disk now may be broken
+(half a deployment), they are not. They stay, and another start is tried from time to time, until one gets ready.
+A worker that is younger than `min_uptime` is no such proof: it may be the next to fail.
 
 Not to be reported: the end of a process that nobody would start again, as the trial worker of a reload whose new
 app does not start. The old one serves on, and however often somebody tries must not end the supervisor.
@@ -58,6 +63,7 @@ class RestartLimits:
             (the first request, a first timer) come well within it.
         intensity, period: so many fast failures, of all workers together, within so many seconds end the supervisor.
             5 in 60: systemd's and OTP's way, escalation rather than looping; one bad worker in twelve seconds passes.
+            While a worker serves that has done so for `min_uptime`, they only make `max_delay` the time between starts.
         kills, kills_period: so many young workers within so many seconds may be killed by signals that people send
             before further ones count as fast failures. 10 in 10: twice what a chaos test with a `kill -9` a second
             over a few workers does, while workers that something kills as they start get there at once. 0: each counts.
@@ -120,6 +126,23 @@ class GiveUp:
 
     exit_code: int
     reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class HoldOn:
+    """Leave the workers that serve in service, also those to be replaced; try one start in `delay` seconds.
+
+    Attributes:
+        reason: for the log.
+        first: this is the moment at which it became so, for the one CRITICAL line.
+    """
+
+    delay: float
+    reason: str
+    first: bool
+
+
+Decision: TypeAlias = Restart | HoldOn | GiveUp
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,6 +210,7 @@ class RestartPolicy:
         # Fast failures since a successor has last proved itself, and the first that became ready after the last one.
         self._streak = 0
         self._on_trial_since: float | None = None
+        self._next_trial: float | None = None
         # Of tainted workers: when each signature was given its replacement, and all of them, some in the future.
         self._replaced: dict[str, float] = {}
         self._replacements: deque[float] = deque()
@@ -204,6 +228,7 @@ class RestartPolicy:
         """A worker, whichever, has become ready."""
         self._forget(now)
         self._ever_ready = True
+        self._next_trial = None
         if self._streak and self._on_trial_since is None:
             self._on_trial_since = now
 
@@ -214,9 +239,22 @@ class RestartPolicy:
         self._kills.clear()
         self._streak = 0
         self._on_trial_since = None
+        self._next_trial = None
 
-    def worker_exited(self, now: float, ended: WorkerExit) -> Restart | GiveUp:
-        """A worker has ended: how its successor is to be started, or that there is to be none at all."""
+    def none_missing(self) -> None:
+        """As many workers serve as are wanted, and none of them is to be replaced: there is nothing to try."""
+        self._next_trial = None
+
+    @property
+    def next_trial(self) -> float | None:
+        """While starts keep failing beside workers that serve: when the next one is worth a try; None otherwise."""
+        return self._next_trial
+
+    def worker_exited(self, now: float, ended: WorkerExit, serving: float = 0.0) -> Decision:
+        """A worker has ended: how its successor is to be started, or that there is to be none at all.
+
+        `serving`: for how many seconds the one of the others has served that has done so for longest; 0 if none does.
+        """
         self._forget(now)
         if ended.was_ready:
             self._ever_ready = True
@@ -235,7 +273,7 @@ class RestartPolicy:
             return Restart(0.0, f"{what}; replaced at once")
         if self._was_killed(now, ended):
             return Restart(0.0, f"{what}, sent by somebody; replaced at once")
-        return self._fast_failure(now, ended, what)
+        return self._fast_failure(now, ended, what, serving)
 
     def _was_killed(self, now: float, ended: WorkerExit) -> bool:
         """By somebody outside, and not more often than people do."""
@@ -246,12 +284,25 @@ class RestartPolicy:
         self._kills.append(now)
         return True
 
-    def _fast_failure(self, now: float, ended: WorkerExit, what: str) -> Restart | GiveUp:
+    def _fast_failure(self, now: float, ended: WorkerExit, what: str, serving: float) -> Decision:
         limits = self.limits
         self._failures.append((now, _telling_code(ended)))
         self._on_trial_since = None
         count = f"fast failure {len(self._failures)} of {limits.intensity} in {limits.period:g} s"
-        if len(self._failures) >= limits.intensity:
+        # Past the intensity it has been all along since: trials that are far apart are not to hide that.
+        beyond = len(self._failures) >= limits.intensity or self._next_trial is not None
+        if beyond and serving >= limits.min_uptime:
+            first = self._next_trial is None
+            self._streak += 1
+            delay = limits.max_delay * (1 - limits.jitter * self._random())
+            self._next_trial = now + delay
+            return HoldOn(
+                delay,
+                f"{what}: {count}; workers fail as fast as they are started, but others have served for up to "
+                f"{serving:.0f} s and go on",
+                first,
+            )
+        if beyond:
             codes = {code for _, code in self._failures}
             code = codes.pop() if len(codes) == 1 else errors.EXIT_TAINTED
             return GiveUp(code, f"{what}: {count}; workers fail as fast as they are started")
@@ -304,10 +355,15 @@ class RestartPolicy:
         return self._degraded_until is not None and now < self._degraded_until
 
     def degraded_reason(self, now: float) -> str:
-        """Why workers are degraded and for how long, for status; "" if they are not."""
-        if self._degraded_until is None or not self.is_degraded(now):
-            return ""
-        return f"{self._budget()} were used up; for another {self._degraded_until - now:.0f} s, if no new error comes"
+        """Why the server is degraded and for how long, for status; "" if it is not."""
+        found = []
+        if self._next_trial is not None:
+            wait = max(0.0, self._next_trial - now)
+            found.append(f"workers fail as fast as they are started; the next attempt is due in {wait:.0f} s")
+        if self._degraded_until is not None and self.is_degraded(now):
+            wait = self._degraded_until - now
+            found.append(f"{self._budget()} were used up; for another {wait:.0f} s, if no new error comes")
+        return ". ".join(found)
 
     @property
     def degraded_until(self) -> float | None:

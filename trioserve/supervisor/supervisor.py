@@ -250,7 +250,7 @@ class Supervisor:
 
     def _status_text(self) -> str:
         pool = self.pool
-        degraded = ", degraded" if self.policy.is_degraded(trio.current_time()) else ""
+        degraded = ", degraded" if self.policy.degraded_reason(trio.current_time()) else ""
         return f"{len(pool.ready())} of {pool.wanted} workers ready, generation {pool.orders.generation}{degraded}"
 
     def _children(self) -> set[int]:
