@@ -72,6 +72,15 @@ async def test_a_signal_ends_it_with_0(namespace: list[str], workers: int) -> No
     assert "Traceback" not in outer.stderr.text
 
 
+async def test_it_does_not_upgrade_since_the_container_would_end_with_it(namespace: list[str]) -> None:
+    async with as_number_1(namespace, APP, 1) as (outer, server):
+        workers = children(server)
+        os.kill(server, signal.SIGUSR2)
+        await outer.stderr.wait_for("ERROR. SIGUSR2 ignored: this is process 1 .* SIGHUP reloads")
+        assert children(server) == workers
+        assert (await outer.get()).body == b"hello"
+
+
 async def test_it_reaps_what_others_leave_behind(namespace: list[str], tmp_path: Path) -> None:
     pipe = tmp_path / "pipe"
     os.mkfifo(pipe)

@@ -14,7 +14,16 @@ import pytest
 import trio
 
 from tests.e2e.load import Load
-from tests.e2e.process import PATIENCE, ServerProcess, run_to_end, serve_command, trioserve_command
+from tests.e2e.process import (
+    PATIENCE,
+    RUNNING_ON,
+    ServerProcess,
+    held_request,
+    run_to_end,
+    serve_command,
+    trioserve_command,
+)
+from trioserve.testing import connect
 
 APP = "tests.e2e.apps:app"
 
@@ -296,6 +305,32 @@ async def test_an_upgrade_that_fails_leaves_the_old_program(tmp_path: Path) -> N
         assert await answering(server) in before
 
 
+async def test_an_upgrade_closes_what_is_no_longer_bound_once_it_has_succeeded(tmp_path: Path) -> None:
+    config, module, removed = tmp_path / "server.toml", tmp_path / "app.py", tmp_path / "removed.sock"
+    whole = (Path(__file__).parent / "apps.py").read_text()
+    module.write_text(whole)
+    config.write_text(f"bind = ['127.0.0.1:0', 'unix:{removed}']\n")
+    async with supervised("-c", str(config), app=f"{module}:app", workers=1, bind=None) as server:
+        before = children(server.pid)
+        config.write_text("bind = ['127.0.0.1:0']\n")
+        module.write_text("raise ImportError('half a deployment')\n")
+        server.send_signal(signal.SIGUSR2)
+        await server.stderr.wait_for("upgrade failed, serving on as before")
+        assert children(server.pid) == before
+        async with connect(f"unix:{removed}") as client:
+            assert (await client.get("/")).status == 200
+        module.write_text(whole)
+        server.send_signal(signal.SIGUSR2)
+        listed = len(server.stderr.text)
+        found = await server.stderr.wait_for(r"the new supervisor \(pid (\d+)\) is ready")
+        await server.stderr.wait_for(r"\] stopped")
+        assert not removed.exists()
+        assert RUNNING_ON.findall(server.stderr.text[listed:]) == [server.address]
+        assert (await server.get()).status == 200
+        os.kill(int(found.group(1)), signal.SIGTERM)
+        assert await server.wait() == 0
+
+
 @pytest.mark.usefixtures("unmeasured")
 async def test_max_requests_recycles_one_worker_at_a_time_and_loses_nothing() -> None:
     async with supervised("--max-requests", "200", "--max-requests-jitter", "50") as server:
@@ -320,6 +355,19 @@ async def test_signals_in_a_row_end_it_sooner() -> None:
             server.send_signal(signal.SIGTERM)
             assert await server.wait() == 0
         assert "held request ended by Cancelled" in server.stdout.text
+
+
+async def test_the_first_signal_after_an_upgrade_cuts_nothing() -> None:
+    async with supervised("--graceful-timeout", "60", workers=1) as server, held_request(server) as client:
+        server.send_signal(signal.SIGUSR2)
+        found = await server.stderr.wait_for(r"draining 1 workers: replaced by pid (\d+)")
+        server.send_signal(signal.SIGTERM)
+        await server.stderr.wait_for("draining 1 workers: SIGTERM")
+        await client.send(b"!")
+        assert (await client.read_response("POST")).body == b"done!"
+        os.kill(int(found.group(1)), signal.SIGTERM)
+        assert await server.wait() == 0
+    assert "cancelling what still runs" not in server.stderr.text
 
 
 async def test_a_setting_that_no_worker_can_be_told_is_an_error_of_the_start(tmp_path: Path) -> None:

@@ -161,6 +161,38 @@ async def test_not_started_by_systemd_it_says_nothing() -> None:
     assert "service manager" not in server.stderr.text
 
 
+async def test_a_reload_is_told_only_while_it_serves(manager: Manager, tmp_path: Path) -> None:
+    config, may_start = tmp_path / "server.toml", tmp_path / "may-start"
+    config.write_text("")
+    env = {"NOTIFY_SOCKET": str(manager.path), "MAY_START": str(may_start)}
+    flags = ("-c", str(config), "--bind", "127.0.0.1:0", "--workers", "1")
+    async with start_process(*trioserve_command(*flags, "tests.e2e.dying:waits_to_start"), env=env) as server:
+        await server.stderr.wait_for("started, generation 1")
+        config.write_text("no_such_setting = 1\n")
+        server.send_signal(signal.SIGHUP)
+        await server.stderr.wait_for("reload failed")
+        may_start.touch()
+        first = await manager.wait_for("READY|RELOADING")
+        assert first == "READY=1\nSTATUS=1 of 1 workers ready, generation 1"
+
+        server.send_signal(signal.SIGHUP)
+        assert (await manager.wait_for("READY|RELOADING")).startswith("RELOADING=1")
+        assert (await manager.wait_for("READY|RELOADING")).startswith("READY=1")
+
+        config.write_text("")
+        may_start.unlink()
+        server.send_signal(signal.SIGHUP)
+        await manager.wait_for("RELOADING")
+        server.send_signal(signal.SIGTERM)
+        await manager.wait_for("STOPPING")
+        assert await server.wait() == 0
+    with trio.move_on_after(0.2) as silence:
+        await manager.wait_for("READY")
+    assert silence.cancelled_caught
+    assert server.stderr.text.count("reload failed") == 2
+    assert "the reload ends with the server" in server.stderr.text
+
+
 async def test_a_failed_start_does_not_say_ready(manager: Manager) -> None:
     env = {"NOTIFY_SOCKET": str(manager.path)}
     process = await run_to_end(*trioserve_command(*ALONE, "tests.e2e.nowhere:app"), env=env)

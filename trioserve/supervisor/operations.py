@@ -130,6 +130,7 @@ class Operations:
         """Read the configuration again, import the app again, worker by worker."""
         self._refuse_if_stopping()
         error = await self._supervisor.reload("ctl reload")
+        self._refuse_if_stopping()
         if error:
             raise ControlRefused(f"reload failed, serving on as before: {error}")
         return {"generation": self._supervisor.pool.orders.generation}

@@ -34,23 +34,15 @@ class SocketStore:
     def __repr__(self) -> str:
         return f"<SocketStore {', '.join(self._opened)}>"
 
-    @property
-    def sockets(self) -> list[socket.socket]:
-        """All of them, in the order of their binds."""
-        return [sock for listeners in self._opened.values() for sock in listeners.sockets]
-
     def sockets_for(self, config: Config) -> list[socket.socket]:
         """Those that `config` binds: a worker must not hold one that is about to be closed."""
-        if self.is_activated:
-            return self.sockets
-        return [sock for bind in _binds(config) for sock in self._opened[bind].sockets]
+        return [sock for bind in self._binds(config) for sock in self._opened[bind].sockets]
 
     def plain_for(self, config: Config) -> list[int]:
         """Which of `sockets_for` speak plain HTTP although there is TLS, by their place in the list."""
         if not config.ssl_enabled:
             return []
-        binds = list(self._opened) if self.is_activated else _binds(config)
-        sockets = [bind for bind in binds for _ in self._opened[bind].sockets]
+        sockets = [bind for bind in self._binds(config) for _ in self._opened[bind].sockets]
         return [place for place, bind in enumerate(sockets) if not _speaks_tls(bind, config)]
 
     @property
@@ -60,9 +52,15 @@ class SocketStore:
 
     def addresses(self, config: Config) -> list[str]:
         """Where they can be reached, by what `config` has spoken there."""
-        for bind, listeners in self._opened.items():
-            listeners.secure = _speaks_tls(bind, config)
-        return [address for listeners in self._opened.values() for address in listeners.addresses()]
+        found: list[str] = []
+        for bind in self._binds(config):
+            self._opened[bind].secure = _speaks_tls(bind, config)
+            found += self._opened[bind].addresses()
+        return found
+
+    def _binds(self, config: Config) -> list[str]:
+        """Those of ours that count for `config`: others are about to be closed, or a predecessor's."""
+        return list(self._opened) if self.is_activated else _binds(config)
 
     def adopt(self, key: str, descriptors: Iterable[int]) -> None:
         """Take sockets that somebody else has opened; the file of a unix socket becomes ours to remove."""

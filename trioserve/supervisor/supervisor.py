@@ -176,7 +176,7 @@ class Supervisor:
                 self._at_end.enter_context(pid_file(self.config.pid_path))
             async with trio.open_nursery() as nursery:
                 self._nursery = nursery
-                self.pool.on_failure = lambda: self.stop("giving up", failed=True)
+                self.pool.on_failure = lambda: self.drain("giving up")
                 self.pool.changed = self._tell_status
                 nursery.start_soon(self._handle_signals, signals, name="signals")
                 self._preloads = Preloads(nursery, self.log)
@@ -223,6 +223,7 @@ class Supervisor:
                 os.write(self.predecessor, b"ready")
             os.close(self.predecessor)
             self.predecessor = None
+            self.store.drop_others(self.config)  # what it has bound and we do not is nobody's any more
         self.notifier.ready(self._status_text())
 
     async def _serve_control(self) -> None:
@@ -242,7 +243,7 @@ class Supervisor:
         while (left := self.pool.busy_at + seconds - trio.current_time()) > 0 or self.pool.busy:
             with trio.move_on_after(max(left, 0.0) if not self.pool.busy else seconds):
                 await self.pool.wait_change()
-        self.stop(f"idle for {seconds:g} s")
+        self.drain(f"idle for {seconds:g} s")
 
     def _tell_status(self) -> None:
         if self.state == "running":
@@ -269,18 +270,24 @@ class Supervisor:
         async for number in signals:
             _SIGNALS[number](self, signal.Signals(number).name)
 
-    def stop(self, reason: str, *, failed: bool = False) -> None:
-        """First: drain; again: cancel what still runs; a third time: end the workers at once."""
-        if not failed:
-            self._stops += 1
+    def drain(self, reason: str) -> None:
+        """Have the workers finish what they have, then end."""
         self.state = "draining"
         if self._upgrade is not None:
             self._upgrade.call_off()  # whoever ends us does not want another one instead
-        if self._stops <= 1:
-            if not self._replaced:
-                self.notifier.stopping(f"draining: {reason}")
-            self.log.info("draining %d workers: %s", len(self.pool.workers), reason)
-            self.pool.stop(reason)
+        if not self._replaced:
+            self.notifier.stopping(f"draining: {reason}")
+        self.log.info("draining %d workers: %s", len(self.pool.workers), reason)
+        self.pool.stop(reason)
+
+    def stop(self, reason: str) -> None:
+        """Somebody's order. First: drain; again: cancel what still runs; a third time: end the workers at once.
+
+        A drain of our own accord is none: who then says it for the first time does not mean to cut anything.
+        """
+        self._stops += 1
+        if self._stops == 1:
+            self.drain(reason)
         elif self._stops == 2:
             self.log.warning("%s again: cancelling what still runs", reason)
             self.pool.hurry(reason)
@@ -290,7 +297,8 @@ class Supervisor:
 
     def quit(self, reason: str) -> None:
         """Cancel what runs, without a grace; again: end the workers at once."""
-        self._stops = max(self._stops, 1)
+        if self._stops == 0:
+            self.stop(reason)
         self.stop(reason)
 
     def reopen_logs(self, _: str = "") -> None:
@@ -343,14 +351,20 @@ class Supervisor:
         if self.pool.stopping:
             return "the server is stopping"
         self.log.info("reloading: %s", reason)
-        self.notifier.reloading()
+        if (
+            self.state == "running"
+        ):  # otherwise the service manager waits for the end of the start, not of this
+            self.notifier.reloading()
         error = await self._reload()
-        if error:
+        if self.state == "draining":
+            self.log.info("the reload ends with the server")
+        elif error:
             state = "serving on as before" if self.pool.ready() else "waiting for the next change"
             self.log.error("reload failed, %s: %s", state, error)
         else:
             self.log.info("reloaded: generation %d", self.pool.orders.generation)
-        self.notifier.ready(self._status_text())
+        if self.state == "running":
+            self.notifier.ready(self._status_text())
         return error
 
     async def _reload(self) -> str:
@@ -372,7 +386,7 @@ class Supervisor:
             self.config = before
             self.store.drop(opened)
             return failure
-        if not self.store.is_activated:
+        if self.predecessor is None:  # otherwise they are its, until we take over
             self.store.drop_others(config)
         self._apply_workers(before, config)
         return ""
@@ -398,6 +412,13 @@ class Supervisor:
                 "%s ignored: %s", reason, "stopping" if self.pool.stopping else "an upgrade is under way"
             )
             return
+        if self.pid == 1:
+            self.log.error(
+                "%s ignored: this is process 1 of its container, which ends with it, and a new supervisor with both. "
+                "SIGHUP reloads the configuration and the app; for a new trioserve or Python roll out a new container",
+                reason,
+            )
+            return
         self.log.info("upgrading: %s", reason)
         try:
             self._upgrade = Upgrade(self.store, self._successor_environment())
@@ -418,7 +439,7 @@ class Supervisor:
         self.store.hand_over()
         self._replaced = True  # the service does not stop
         if not self.pool.stopping:
-            self.stop(f"replaced by pid {pid}")
+            self.drain(f"replaced by pid {pid}")
 
     def _successor_environment(self) -> dict[str, str]:
         """Ours, but the service manager's variables are for who is its main process by then."""
