@@ -202,6 +202,23 @@ async def test_what_json_cannot_say_is_not_sent(link, message):
 # -- sending when there is no room ---------------------------------------------------------------------------
 
 
+async def test_who_hangs_up_is_told_from_who_just_sends_no_more(link):
+    channel, peer = link
+    peer.send(b"{}\n")
+    peer.shutdown(socket.SHUT_WR)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(channel.wait_hung_up)
+        assert await channel.receive() == {}
+        assert await channel.receive() is None
+        await wait_all_tasks_blocked()
+        assert nursery.child_tasks
+        peer.close()
+    await channel.wait_hung_up()
+    channel.close()
+    with pytest.raises(trio.ClosedResourceError):
+        await channel.wait_hung_up()
+
+
 async def test_send_waits_for_room_and_everything_arrives_whole(link):
     channel, peer = link
     messages = [{"sender": number, **BIG} for number in range(5)]

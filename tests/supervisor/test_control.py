@@ -19,9 +19,11 @@ from trio.testing import wait_all_tasks_blocked
 from tests.supervisor.control_server import CRASH, LOG, Client, assert_serves, serving
 from trioserve.supervisor.control import (
     ANSWER_SECONDS,
+    MOST_COMMANDS,
     MOST_CONNECTIONS,
     REQUEST_LIMIT,
     REQUEST_SECONDS,
+    RESERVED_CONNECTIONS,
 )
 
 
@@ -139,6 +141,48 @@ async def test_a_command_goes_on_when_its_client_leaves(path):
         await wait_all_tasks_blocked()
         assert server.generation == 2
         await assert_serves(path)
+
+
+async def test_a_client_that_leaves_makes_room_while_its_command_goes_on(path):
+    async with serving(path) as server:
+        for _ in range(2 * (MOST_CONNECTIONS + RESERVED_CONNECTIONS)):
+            with Client(path) as client:
+                await client.channel.send({"command": "reload"})
+                await server.waiting.wait()
+                server.waiting = trio.Event()
+            await wait_all_tasks_blocked()
+        with Client(path) as client:
+            assert (await client.ask(command="workers"))["ok"]
+        server.gate.set()
+        await wait_all_tasks_blocked()
+        assert server.generation == 1 + 2 * (MOST_CONNECTIONS + RESERVED_CONNECTIONS)
+
+
+async def test_there_is_an_end_to_what_those_who_left_have_asked_for(path):
+    async with serving(path) as server:
+        for _ in range(MOST_COMMANDS + 3):
+            with Client(path) as client:
+                await client.channel.send({"command": "reload"})
+                await wait_all_tasks_blocked()
+        with Client(path) as client:
+            assert "64 commands are under way" in (await client.ask(command="workers"))["error"]
+            assert (await client.ask(command="status"))["ok"]
+            server.gate.set()
+            await wait_all_tasks_blocked()
+            assert server.generation == 1 + MOST_COMMANDS
+            assert (await client.ask(command="workers"))["ok"]
+
+
+async def test_a_client_that_has_nothing_more_to_ask_still_gets_its_answer(path):
+    async with serving(path) as server:
+        with Client(path) as client:
+            await client.channel.send({"command": "reload"})
+            client.sock.shutdown(socket.SHUT_WR)
+            await server.waiting.wait()
+            await wait_all_tasks_blocked()
+            server.gate.set()
+            assert (await client.answer())["result"] == {"generation": 2}
+            assert await client.answer() is None
 
 
 async def test_no_deadline_falls_on_a_command(path, autojump_clock):
@@ -284,10 +328,19 @@ async def test_one_connection_too_many_is_told_so(path):
         clients = [Client(path) for _ in range(MOST_CONNECTIONS)]
         for client in clients:
             assert (await client.ask(command="status"))["ok"]
+        # These are kept for who wants to know what is the matter, or to end it.
+        reserved = [Client(path) for _ in range(RESERVED_CONNECTIONS)]
+        for client in reserved:
+            assert "8 control connections are open already" in (await client.ask(command="workers"))["error"]
+            assert "8 control connections are open already" in (await client.ask(command=["x"]))["error"]
+            for command in ("status", "drain", "stop"):
+                assert (await client.ask(command=command))["ok"]
         for _ in range(3):
             with Client(path) as surplus:
-                assert "8 control connections are open already" in (await surplus.answer())["error"]
+                assert "12 control connections are open already" in (await surplus.answer())["error"]
                 assert await surplus.answer() is None
+        for client in reserved:
+            client.channel.close()
         clients[0].channel.close()
         await wait_all_tasks_blocked()
         await assert_serves(path)
@@ -336,6 +389,18 @@ async def test_a_lack_of_descriptors_is_waited_out(path, autojump_clock, caplog)
     told = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
     assert set(told) == {"the control socket cannot accept a connection: Too many open files"}
     assert len(told) in (3, 4)
+
+
+async def test_a_lack_of_descriptors_leaves_commands_their_answers(path):
+    async with serving(path) as server:
+        with Client(path) as client:
+            await client.ask(command="status")
+            with no_more_descriptors():
+                await client.channel.send({"command": "reload"})
+                await server.waiting.wait()
+                await wait_all_tasks_blocked()
+            server.gate.set()
+            assert (await client.answer())["ok"]
 
 
 @contextmanager

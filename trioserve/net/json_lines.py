@@ -11,6 +11,7 @@ line is on its way which nothing can follow, so the channel is closed, and a tas
 from __future__ import annotations
 
 import json
+import select
 import socket
 from contextlib import suppress
 from typing import Any, NoReturn
@@ -146,6 +147,16 @@ class JsonLines:
                 data = b""
             self._received += data
             self._ended = not data
+
+    async def wait_hung_up(self) -> None:
+        """Return once the peer has closed its socket, or died. One that just sends no more still wants its answer.
+
+        Nothing is read, and another task may receive meanwhile. Linux only, where epoll tells the two apart.
+        """
+        self._check_open()
+        with select.epoll() as poll:
+            poll.register(self._sock, 0)  # EPOLLHUP is told unasked
+            await trio.lowlevel.wait_readable(poll.fileno())
 
     def _take_line(self) -> bytearray | None:
         """The next whole line without its end, None if there is none yet; `BadMessage` if it is too long."""

@@ -9,7 +9,7 @@ has connected. Whatever a client sends or leaves unsent costs it its connection 
 the supervisor: where the socket cannot be made, the server runs without.
 
 Cancelling closes the connections, cuts commands that are under way, and removes the file. A client that leaves cuts
-nothing: its command goes on.
+nothing: its command goes on, and its connection makes room for another one.
 """
 
 from __future__ import annotations
@@ -34,6 +34,10 @@ from trioserve.net.json_lines import BadMessage, JsonLines
 
 # A person, a metrics collector, a deployment script; nobody needs more at a time.
 MOST_CONNECTIONS = 8
+# Beyond these, for who wants to know what is the matter, or to end it.
+RESERVED_CONNECTIONS = 4
+# Under way at a time, those included whose clients have left: a script that is tried again and again.
+MOST_COMMANDS = 64
 # From the connection, or the answer before, to the end of the request: further bytes don't extend it.
 REQUEST_SECONDS = 30.0
 # A client that asks and then does not read.
@@ -138,7 +142,7 @@ def _open(path: Path, log: logging.Logger) -> Listeners | None:
             )
             return None
         listeners = open_listeners([f"unix:{path}"], umask=0o177)
-        listeners.listen(MOST_CONNECTIONS)
+        listeners.listen(MOST_CONNECTIONS + RESERVED_CONNECTIONS)
     except (OSError, BindError) as error:
         # Nobody asked for the default: a container with a read-only file system is no fault.
         level = logging.DEBUG if is_default else logging.ERROR
@@ -187,7 +191,7 @@ async def serve_control(
     try:
         async with trio.open_nursery() as nursery:
             task_status.started(path)
-            await _ControlServer(handler, log).run(listeners.sockets[0], nursery)
+            await _ControlServer(handler, log, nursery).run(listeners.sockets[0])
     finally:
         listeners.close()
 
@@ -206,12 +210,14 @@ class _Peer:
 class _ControlServer:
     """The clients of one control socket."""
 
-    def __init__(self, handler: ControlHandler, log: logging.Logger) -> None:
+    def __init__(self, handler: ControlHandler, log: logging.Logger, nursery: trio.Nursery) -> None:
         self._handler = handler
         self._log = log
+        self._nursery = nursery
         self._connections = 0
+        self._commands = 0
 
-    async def run(self, listener: socket.socket, nursery: trio.Nursery) -> None:
+    async def run(self, listener: socket.socket) -> None:
         while True:
             await trio.lowlevel.wait_readable(listener)
             try:
@@ -230,21 +236,31 @@ class _ControlServer:
                     channel.send_nowait(_error(objection))
                 channel.close()
             else:
+                is_reserved = self._connections >= MOST_CONNECTIONS
                 self._connections += 1
-                nursery.start_soon(self._serve, channel, peer, name=f"control connection of {peer}")
+                self._nursery.start_soon(
+                    self._serve, channel, peer, is_reserved, name=f"control connection of {peer}"
+                )
 
     def _objection_to(self, peer: _Peer) -> str:
         if peer.uid not in (None, 0, os.geteuid()):
             self._log.warning("the control socket has turned %s away", peer)
             return f"only user {os.geteuid()} and root may control this server"
-        if self._connections >= MOST_CONNECTIONS:
-            return f"{MOST_CONNECTIONS} control connections are open already; try again"
+        if self._connections >= MOST_CONNECTIONS + RESERVED_CONNECTIONS:
+            return f"{self._connections} control connections are open already; try again"
         return ""
 
-    async def _serve(self, channel: JsonLines, peer: _Peer) -> None:
+    async def _serve(self, channel: JsonLines, peer: _Peer, is_reserved: bool) -> None:
         try:
             while (request := await self._next_request(channel)) is not None:
-                await self._send(channel, await self._carry_out(request, peer))
+                if is_reserved and request.get("command") not in _ALWAYS:
+                    answer = _error(
+                        f"{MOST_CONNECTIONS} control connections are open already; try again, "
+                        f"or ask for {', '.join(_ALWAYS)}"
+                    )
+                else:
+                    answer = await self._answer_to(request, peer, channel)
+                await self._send(channel, answer)
         except (OSError, trio.ClosedResourceError, trio.TooSlowError) as error:
             self._log.debug("control: %s has left: %s", peer, error)
         except Exception:
@@ -265,13 +281,40 @@ class _ControlServer:
             await self._send(channel, _error(f"this is no request: {error}"))
         return None
 
+    async def _answer_to(self, request: dict[str, Any], peer: _Peer, channel: JsonLines) -> dict[str, Any]:
+        """Carry it out in a task of its own, which goes on when the client leaves.
+
+        Raises:
+            trio.ClosedResourceError: it has left before there was an answer.
+        """
+        answers: list[dict[str, Any]] = []
+
+        async def carry_out() -> None:
+            answers.append(await self._carry_out(request, peer))
+            waiting.cancel(reason="there is an answer")
+
+        with trio.CancelScope() as waiting:
+            self._nursery.start_soon(carry_out, name=f"control command of {peer}")
+            try:
+                await channel.wait_hung_up()
+            except OSError:
+                await (
+                    trio.sleep_forever()
+                )  # there is no descriptor left to see it by: there will be an answer
+        if not answers:
+            raise trio.ClosedResourceError("before there was an answer")
+        return answers[0]
+
     async def _carry_out(self, request: dict[str, Any], peer: _Peer) -> dict[str, Any]:
         try:
             command, arguments = _check_request(request)
         except ControlRefused as refusal:
             return _error(str(refusal))
+        if self._commands >= MOST_COMMANDS and command not in _ALWAYS:
+            return _error(f"{MOST_COMMANDS} commands are under way already; the server's log says which")
         said = " ".join([command, *(str(value) for value in arguments if value is not None)])
         self._log.log(logging.DEBUG if command in _ASKING else logging.INFO, "control: %s, by %s", said, peer)
+        self._commands += 1
         try:
             result = getattr(self._handler, command)(*arguments)
             if inspect.isawaitable(result):
@@ -281,6 +324,8 @@ class _ControlServer:
         except Exception as error:
             self._log.exception("control: %s failed", said)
             return _error(f"{command} failed: {type(error).__name__}: {error} (the server's log has more)")
+        finally:
+            self._commands -= 1
         return {"ok": True, "result": result}
 
     async def _send(self, channel: JsonLines, answer: dict[str, Any]) -> None:
@@ -338,6 +383,8 @@ _COMMANDS: dict[str, _Argument | None] = {
     "crashes": _Argument("crash_id", _is_crash_id, "the id of a crash"),
 }
 _ASKING = ("status", "workers", "crashes")
+# None of them waits for anything, and who needs them cannot wait for others.
+_ALWAYS = ("status", "drain", "stop")
 
 
 def _check_request(request: dict[str, Any]) -> tuple[str, list[Any]]:
