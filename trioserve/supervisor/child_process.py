@@ -44,8 +44,9 @@ class ChildProcess:
 
     def send_signal(self, number: signal.Signals) -> None:
         """Signal this process and no other that may have got its number since; no error if it is gone."""
-        with suppress(ProcessLookupError):
-            signal.pidfd_send_signal(self._descriptor, number)
+        if self._descriptor >= 0:
+            with suppress(ProcessLookupError):
+                signal.pidfd_send_signal(self._descriptor, number)
 
     async def wait(self) -> int:
         """Return its status once it has ended."""
@@ -58,6 +59,7 @@ class ChildProcess:
     def close(self) -> None:
         """Give back the descriptor."""
         os.close(self._descriptor)
+        self._descriptor = -1
 
 
 def _read_status(pid: int) -> int:
