@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from typing import Any
 
 import trio
@@ -37,10 +38,19 @@ async def fails_and_stays(scope: Any, receive: Any, send: Any) -> None:
     await trio.sleep_forever()
 
 
+async def blocks_to_start(scope: Any, receive: Any, send: Any) -> None:
+    """Is busy with its startup for longer than anybody waits, and lets nobody else have a turn."""
+    assert scope["type"] == "lifespan"
+    await receive()
+    print("blocking", flush=True)
+    time.sleep(600)
+
+
 async def waits_to_start(scope: Any, receive: Any, send: Any) -> None:
     """Becomes ready once there is a file of the name that the environment says."""
     assert scope["type"] == "lifespan"
     await receive()
+    print("waiting", flush=True)
     while not await trio.Path(os.environ["MAY_START"]).exists():
         await trio.sleep(0.01)
     await send({"type": "lifespan.startup.complete"})

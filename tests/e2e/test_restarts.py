@@ -5,13 +5,22 @@ from __future__ import annotations
 import json
 import os
 import signal
+import site
 import sys
 from pathlib import Path
 
 import pytest
 import trio
 
-from .process import PATIENCE, require_tool, run_to_end, serve_command, start_process, trioserve_command
+from .process import (
+    PATIENCE,
+    clean_environment,
+    require_tool,
+    run_to_end,
+    serve_command,
+    start_process,
+    trioserve_command,
+)
 from .test_preload import workers_of
 from .test_supervisor import APP, answering, children, until
 
@@ -158,6 +167,29 @@ async def test_reloads_that_are_asked_for_during_one_are_one(tmp_path: Path) -> 
         await server.stderr.wait_for("reloaded: generation 3")
     # A third would have begun with the end of the second.
     assert server.stderr.text.count("reloading: SIGHUP") == 2
+
+
+async def test_a_reload_for_which_no_worker_can_be_started_ends_and_says_so(tmp_path: Path) -> None:
+    """Of this interpreter one can only be sure while it runs: an update may have taken it away."""
+    interpreter = tmp_path / "python"
+    interpreter.symlink_to(sys.executable)
+    flags = trioserve_command("--bind", "127.0.0.1:0", "--workers", "1", APP)[1:]
+    # A link beside no pyvenv.cfg is not in the virtual environment, where the packages are.
+    env = {"PYTHONPATH": os.pathsep.join([clean_environment()["PYTHONPATH"], *site.getsitepackages()])}
+    async with start_process(str(interpreter), *flags, env=env) as server:
+        await server.wait_running()
+        before = children(server.pid)
+        interpreter.unlink()
+        server.send_signal(signal.SIGHUP)
+        await server.stderr.wait_for(
+            "reload failed, serving on as before: cannot start a worker: .*No such file"
+        )
+        assert children(server.pid) == before
+        assert await answering(server) in before
+        interpreter.symlink_to(sys.executable)
+        server.send_signal(signal.SIGHUP)
+        await server.stderr.wait_for("reloaded: generation 3")
+    assert "ResourceWarning" not in server.stderr.text
 
 
 async def test_few_descriptors_are_enough() -> None:

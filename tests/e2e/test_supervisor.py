@@ -21,6 +21,7 @@ from tests.e2e.process import (
     held_request,
     run_to_end,
     serve_command,
+    start_process,
     trioserve_command,
 )
 from trioserve.testing import connect
@@ -368,6 +369,35 @@ async def test_the_first_signal_after_an_upgrade_cuts_nothing() -> None:
         os.kill(int(found.group(1)), signal.SIGTERM)
         assert await server.wait() == 0
     assert "cancelling what still runs" not in server.stderr.text
+
+
+@pytest.mark.parametrize("hurried", [False, True], ids=["one signal", "two signals"])
+async def test_a_startup_that_blocks_does_not_hold_up_the_end(hurried: bool) -> None:
+    app = "tests.e2e.dying:blocks_to_start"
+    async with start_process(*trioserve_command("--bind", "127.0.0.1:0", "--workers", "1", app)) as server:
+        await server.stdout.wait_for("blocking")
+        server.send_signal(signal.SIGTERM)
+        await server.stderr.wait_for("draining 1 workers: SIGTERM")
+        if hurried:
+            server.send_signal(signal.SIGTERM)
+        assert await server.wait() == 0
+    said = "worker 1 .*: its startup blocks the event loop, .*; it has served nothing: ending it"
+    assert bool(re.search(said, server.stderr.text)) is not hurried
+    assert "ended: stopped, signal 9 (SIGKILL)" in server.stderr.text
+    assert server.reports() == []
+
+
+async def test_a_startup_that_hears_of_the_end_has_its_time(tmp_path: Path) -> None:
+    app = "tests.e2e.dying:waits_to_start"
+    flags = ("--bind", "127.0.0.1:0", "--workers", "1", app)
+    async with start_process(
+        *trioserve_command(*flags), env={"MAY_START": str(tmp_path / "never")}
+    ) as server:
+        await server.stderr.wait_for("started, generation 1")
+        await server.stdout.wait_for("waiting")
+        server.send_signal(signal.SIGTERM)
+        assert await server.wait() == 0
+    assert "ended: stopped, exit code 0" in server.stderr.text
 
 
 async def test_a_setting_that_no_worker_can_be_told_is_an_error_of_the_start(tmp_path: Path) -> None:

@@ -96,6 +96,8 @@ NO_OOM = {"memory_events_before": {"oom_kill": 2}, "memory_events_after": {"oom_
         (-signal.SIGABRT, {}, ExitClass.NATIVE_CRASH),
         (-signal.SIGTERM, {}, ExitClass.KILLED),
         (-signal.SIGTERM, {"asked": "stop: SIGTERM", "was_ready": False}, ExitClass.STOPPED),
+        (-signal.SIGKILL, {"asked": "end: SIGTERM", "was_ready": False}, ExitClass.STOPPED),
+        (-signal.SIGKILL, {**OOM, "asked": "end: reload", "was_ready": False}, ExitClass.STOPPED),
     ],
 )
 def test_the_kind_of_end(status: int, facts: dict[str, Any], kind: ExitClass) -> None:

@@ -102,8 +102,8 @@ class WorkerDeath:
 
     Attributes:
         status: exit code, or minus the number of a signal.
-        asked: what the supervisor had asked of it last, such as "drain: reload", "stop: SIGTERM" or
-            "kill: no heartbeat"; or "".
+        asked: what the supervisor had asked of it last, such as "drain: reload", "stop: SIGTERM",
+            "end: SIGTERM" (in a startup that blocks) or "kill: no heartbeat"; or "".
         uptime, last_heartbeat: seconds since its start, and since its last sign of life (None: it gave none).
         memory_events_before, memory_events_after: the cgroup's counters at its start and now.
         stacks: what faulthandler wrote.
@@ -152,9 +152,11 @@ def _classify_signal(death: WorkerDeath, name: str) -> ExitClass:
     if name in _NATIVE:
         return ExitClass.NATIVE_CRASH
     asked = death.asked.partition(":")[0]
-    if name == "SIGKILL" and asked != "kill":
+    if name == "SIGKILL" and asked not in ("kill", "end"):
         # The kernel counts the processes of a cgroup, not which they were: it may have been another one.
         return ExitClass.OUT_OF_MEMORY if _oom_kills(death) > 0 else ExitClass.KILLED
+    if name == "SIGKILL" and asked == "end":
+        return ExitClass.STOPPED
     if name in ("SIGTERM", "SIGINT", "SIGQUIT") and asked not in ("", "kill"):
         return (
             ExitClass.STOPPED

@@ -11,6 +11,7 @@ processes to notice that their link has closed; `supervisor.py` stops them first
 
 from __future__ import annotations
 
+import errno
 import logging
 import signal
 from collections.abc import Callable, Iterable
@@ -30,8 +31,12 @@ from trioserve.supervisor.worker_process import Orders, WorkerProcess, WorkerSta
 
 _STARTING, _READY, _DRAINING, _GONE = WorkerState
 
-# Until a start that the machine has refused is tried again.
+# Until a start that the machine has refused is tried again, and what it refuses only for the moment.
 _RETRY = 5.0
+_SHORTAGES = frozenset({errno.EAGAIN, errno.ENOMEM, errno.EMFILE, errno.ENFILE})
+
+# Until a startup that does not hear that it is to end is cut. Its app may do so in a blocking call, for minutes.
+_STARTUP_PATIENCE = 5.0
 
 # How long the last words of a process that has ended may take to be read, if something it started holds the link.
 _LAST_MESSAGES = 0.5
@@ -182,7 +187,11 @@ class WorkerPool:
             place = self.orders.board.take_place({worker.place for worker in self.workers.values()})
             worker = start_worker(self.started, place, self.orders, trio.current_time())
         except OSError as error:
-            # The machine is out of processes or descriptors: nothing that trying again at once would mend.
+            rollout = self.rollout
+            if rollout is not None and not rollout.proven and error.errno not in _SHORTAGES:
+                self._go_back(rollout, f"cannot start a worker: {error}")
+                return False
+            # Mostly the machine is out of processes or descriptors: nothing that trying again at once would mend.
             self._log.error("cannot start a worker: %s; trying again in %g s", error, _RETRY)
             self._postpone(_RETRY)
             return False
@@ -277,8 +286,9 @@ class WorkerPool:
                     worker, now, str(message.get("signature", "")), str(message.get("summary", ""))
                 )
             case "draining" if worker.state is _STARTING:
-                pass  # its startup has failed: what follows depends on how it ends
+                worker.heard.set()  # its startup has failed: what follows depends on how it ends
             case "draining":
+                worker.heard.set()
                 worker.leaving = worker.leaving or str(message.get("reason", ""))
                 if worker.state is _READY:  # by itself: a fatal error, or somebody's signal
                     worker.state = _DRAINING
@@ -339,6 +349,22 @@ class WorkerPool:
     def _drain(self, worker: WorkerProcess) -> None:
         worker.drain(worker.leaving)
         self._nursery.start_soon(self._end_in_time, worker, name=f"end of worker {worker.id}")
+        if worker.ready_at is None:
+            self._nursery.start_soon(self._cut_deaf_startup, worker, name=f"startup of worker {worker.id}")
+
+    async def _cut_deaf_startup(self, worker: WorkerProcess) -> None:
+        with trio.move_on_after(_STARTUP_PATIENCE):
+            await worker.heard.wait()
+            return
+        self._log.warning(
+            "worker %d (pid %d): its startup blocks the event loop, so that it has not heard within %g s that it is to "
+            "end (%s); it has served nothing: ending it",
+            worker.id,
+            worker.pid,
+            _STARTUP_PATIENCE,
+            worker.leaving,
+        )
+        worker.cut_startup(worker.leaving)
 
     async def _end_in_time(self, worker: WorkerProcess) -> None:
         """A drain ends by itself, or by the worker's own hard exit; past all that it is ended from here."""
@@ -369,7 +395,7 @@ class WorkerPool:
         worker.close()
         judged = self.stopping or self.holding or self._abandon_rollout(worker) or bool(worker.ends_with)
         if not judged:
-            planned = bool(worker.leaving and worker.asked.startswith(("drain", "hurry")))
+            planned = bool(worker.leaving and worker.asked.startswith(("drain", "hurry", "end")))
             for_cause = worker.asked.startswith("kill") or kind == "out of memory"
             # Who drains by itself, and not for an error, was sent a signal.
             status = -signal.SIGTERM if worker.ends_with == worker.status == EXIT_OK else worker.status
@@ -438,14 +464,15 @@ class WorkerPool:
 
     def roll_out(self, orders: Orders) -> Rollout:
         """Replace all workers by ones with new orders; if the first of them fails, everything stays as it was."""
-        self.rollout = Rollout(self.orders, self.holding)
+        # It may be over by the return: who is told to start a worker at once may see that there can be none.
+        self.rollout = rollout = Rollout(self.orders, self.holding)
         self.holding = False
         self.orders = orders
         if self.patient:
             self._policy.start_afresh()
         self._postponed.clear()
         self.replace(self.workers.values(), RELOAD)
-        return self.rollout
+        return rollout
 
     @property
     def _rollout_is_open(self) -> bool:
@@ -457,7 +484,9 @@ class WorkerPool:
         rollout = self.rollout
         if rollout is None or rollout.proven or worker.generation != self.orders.generation:
             return False
-        if worker.asked.startswith("drain"):  # scaled down or recycled by hand, and another one follows
+        if worker.asked.startswith(
+            ("drain", "end")
+        ):  # scaled down or recycled by hand, and another one follows
             return False
         self._go_back(
             rollout,
@@ -487,7 +516,7 @@ class WorkerPool:
             self.reconcile()
         elif self.rollout is not None:
             for worker in self.workers.values():
-                if worker.state is _DRAINING and not worker.asked.startswith("hurry"):
+                if worker.state is _DRAINING and not worker.asked.startswith(("hurry", "end")):
                     worker.hurry(reason)
 
     def _finish_rollout(self) -> None:

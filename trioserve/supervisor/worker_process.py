@@ -85,6 +85,7 @@ class WorkerProcess:
         state: its `WorkerState`.
         leaving: why it is to be replaced or given up, or ""; it goes on accepting until it is told to drain.
         asked: what the supervisor has asked it to do last ("", "drain: ...", "kill: ..."), for the exit report.
+        heard: it has said that it drains, or is gone.
         ends_with: the exit code that it has announced, because it drains by itself (0: after a signal), or None.
         statistics: the last heartbeat.
         own_report: the crash report it has sent, or None.
@@ -105,6 +106,7 @@ class WorkerProcess:
         self.heartbeat_at: float | None = None
         self.statistics: dict[str, Any] = {}
         self.own_report: dict[str, Any] | None = None
+        self.heard = trio.Event()
         self.gone = trio.Event()
         self._answers: dict[str, tuple[trio.Event, list[str]]] = {}
         with ExitStack() as kept:
@@ -202,11 +204,19 @@ class WorkerProcess:
         self.state = WorkerState.DRAINING
 
     def hurry(self, reason: str) -> None:
-        """Have it cancel what still runs."""
-        self.asked = f"hurry: {reason}"
+        """Have it cancel what still runs; one whose startup does not hear of it has nothing to cancel."""
         self.state = WorkerState.DRAINING
+        if self.ready_at is None and not self.heard.is_set():
+            self.cut_startup(reason)
+            return
+        self.asked = f"hurry: {reason}"
         if not self.tell("hurry", reason=reason):
             self.send_signal(signal.SIGQUIT)
+
+    def cut_startup(self, reason: str) -> None:
+        """End one that was never ready: it has served nothing, so nothing is lost."""
+        self.asked = f"end: {reason}"
+        self.send_signal(signal.SIGKILL)
 
     def kill(self, reason: str) -> None:
         """End it at once."""
@@ -253,6 +263,7 @@ class WorkerProcess:
         self.state = WorkerState.GONE
         self.link.close()
         self._kept.close()
+        self.heard.set()
         self.gone.set()
         for answered, _ in self._answers.values():
             answered.set()
