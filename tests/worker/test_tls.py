@@ -15,12 +15,13 @@ import pytest
 import trio
 import trustme
 
-from tests.net.tls_sockets import Shop
+from tests.certificates import write_latin_1_client
+from tests.net.tls_sockets import VERSIONS, Shop
 from trioserve.config import Config
 from trioserve.errors import ConfigError
 from trioserve.net.certificates import Certificates
 from trioserve.static import sendfile
-from trioserve.testing import connect, development_certificate, serving, tls_client
+from trioserve.testing import RawClient, connect, development_certificate, serving, tls_client
 from trioserve.worker.handshake import HandshakeTurns
 
 
@@ -257,6 +258,48 @@ async def test_a_client_with_a_certificate_is_known(mode: str) -> None:
     assert tls["client_cert_name"].startswith("CN=client,")
     assert tls["client_cert_chain"][0] in Path(made.client).read_text()
     assert tls["client_cert_error"] is None
+
+
+@pytest.mark.parametrize("version", ["1.2", "1.3"])
+async def test_a_client_is_known_in_a_resumed_session_too(version: str) -> None:
+    made = development_certificate()
+    context = made.client_context(with_certificate=True)
+    context.minimum_version = context.maximum_version = VERSIONS[version]
+    scopes: list[Any] = []
+
+    async with serving(
+        scope_keeper(scopes), tls=context, verify_mode="CERT_REQUIRED", ca_certs=made.authority
+    ) as server:
+        session = None
+        for _ in range(2):
+            sock = socket.create_connection(("127.0.0.1", server.port))
+            sock.setblocking(False)
+            wrapped = context.wrap_socket(
+                sock, server_hostname="localhost", do_handshake_on_connect=False, session=session
+            )
+            async with RawClient(wrapped) as client:
+                assert (await client.get("/")).status == 200
+                resumed, session = session is not None, wrapped.session
+                assert wrapped.session_reused is resumed
+    first, second = (scope["extensions"]["tls"] for scope in scopes)
+    assert second["client_cert_name"] == first["client_cert_name"] is not None
+    assert second["client_cert_chain"][:1] == first["client_cert_chain"][:1] != []
+
+
+async def test_a_certificate_that_python_cannot_decode_is_not_our_fault(tmp_path: Path) -> None:
+    """Its authority is trusted, and has signed an e-mail address in Latin-1."""
+    made = development_certificate()
+    authority, client = write_latin_1_client(tmp_path)
+    context = made.client_context()
+    context.load_cert_chain(client)
+    scopes: list[Any] = []
+    async with serving(
+        scope_keeper(scopes), tls=context, verify_mode="CERT_REQUIRED", ca_certs=authority
+    ) as server:
+        assert (await server.get("/")).status == 200
+    tls = scopes[0]["extensions"]["tls"]
+    assert tls["client_cert_name"] is None
+    assert tls["client_cert_chain"][0] in Path(client).read_text()
 
 
 async def test_a_client_without_a_certificate_may_or_may_not_come() -> None:

@@ -42,7 +42,7 @@ class TlsInfo:
         server_name: as the client has sent it, where there are several certificates to choose from; otherwise None.
         server_cert: the certificate that was shown, in PEM; None where it is not known.
         client_cert_chain: the client's certificate and those it was verified by, in PEM; empty without one.
-        client_cert_name: its subject (RFC 4514).
+        client_cert_name: its subject (RFC 4514); None without one, and where it says what Python cannot decode.
         client_cert_error: always None: whoever shows a certificate that cannot be verified is not served.
     """
 
@@ -75,7 +75,7 @@ def tls_info(sock: ssl.SSLSocket) -> TlsInfo:
     name = None
     if getattr(sock.context, "asks_clients", True):
         chain = _client_chain(sock)
-        name = distinguished_name(sock.getpeercert() or {}) if chain else None
+        name = _client_name(sock) if chain else None
     return TlsInfo(
         version=version,
         cipher_suite=None if cipher is None else cipher_number(cipher[0]),
@@ -88,16 +88,29 @@ def tls_info(sock: ssl.SSLSocket) -> TlsInfo:
 
 
 def _client_chain(sock: ssl.SSLSocket) -> tuple[str, ...]:
-    """The verified chain where Python can tell it (3.13), otherwise the client's own certificate."""
+    """The verified chain where Python can tell it (3.13), otherwise the client's own certificate.
+
+    A session that is resumed holds the certificate only: nothing was verified anew, and the chain is empty.
+    """
     own = sock.getpeercert(binary_form=True)
     if own is None:
         return ()
     verified = getattr(sock, "get_verified_chain", None)
-    found = [own] if verified is None else verified()
+    found = (verified() if verified is not None else []) or [own]
     return tuple(ssl.DER_cert_to_PEM_cert(der) for der in found)
 
 
-# -- kernel TLS ----------------------------------------------------------------------------------------------
+def _client_name(sock: ssl.SSLSocket) -> str | None:
+    """The subject of the client's certificate; None where Python cannot read it.
+
+    Python decodes all that a certificate says, names and addresses as strict UTF-8. An authority that we trust may
+    have signed something else, such as an e-mail address in Latin-1, and what a certificate says is never our fault.
+    """
+    try:
+        found = sock.getpeercert()
+    except Exception:
+        return None
+    return distinguished_name(found or {})
 
 
 def distinguished_name(certificate: Mapping[str, Any]) -> str | None:
