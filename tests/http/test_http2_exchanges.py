@@ -125,6 +125,29 @@ async def test_no_more_than_a_window_of_body_is_kept_for_an_app_that_does_not_re
         assert (await client.response(stream_id)).body == b"%d" % sent
 
 
+async def test_bodies_that_are_not_read_hold_up_no_other(http2_engine: str) -> None:
+    """Whatever streams are open, each may send its window: apps take uploads in turn."""
+    reading = trio.Event()
+
+    async def handler(scope: Any, receive: Any, send: Any) -> None:
+        if scope["path"] == "/later":
+            await reading.wait()
+        await respond(send, b"%d" % len(await read_body(receive)))
+
+    async with served(app_of(handler), http2_engine=http2_engine) as (server, client):
+        config = server.worker.context.config
+        window = config.h2_stream_window
+        waiting = []
+        for _ in range(config.h2_max_concurrent_streams - 1):
+            waiting.append(await client.open(get(b"/later", method=b"POST"), end=False))
+            for at in range(0, window, 16384):
+                await client.send_body(waiting[-1], b"x" * 16384, end=at + 16384 == window)
+        assert (await client.request(POST, b"x" * window)).body == b"%d" % window
+        reading.set()
+        for stream_id in waiting:
+            assert (await client.response(stream_id)).body == b"%d" % window
+
+
 async def test_100_is_sent_when_the_app_first_reads(http2_engine: str) -> None:
     asked = trio.Event()
 

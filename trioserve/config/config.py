@@ -43,7 +43,7 @@ class Config(hypercorn.config.Config):
     factory: bool
     fatal_errors: list[str | type[BaseException]]
     first_byte_timeout: float | None
-    h2_connection_window: int
+    h2_connection_window: int | Literal["auto"]
     h2_stream_window: int
     h2c: bool
     hard_exit_after: float | None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from trioserve.config.setting import Setting, under
 from trioserve.config.text_values import Choice
-from trioserve.config.values import Switch, Whole
+from trioserve.config.values import Switch, Whole, WholeOrAuto
 
 HTTP2 = under(
     "HTTP/2",
@@ -53,9 +53,11 @@ HTTP2 = under(
     ),
     Setting(
         "h2_connection_window",
-        Whole(2**16 - 1, unit="bytes", maximum=2**31 - 1),
-        2**20,
-        help="HTTP/2: the same, for all streams of a connection together",
-        reason="sixteen streams at once with a full window each, and the bound on a connection's memory",
+        WholeOrAuto(2**16 - 1, unit="bytes", maximum=2**31 - 1),
+        "auto",
+        help="HTTP/2: the same, for all streams of a connection together, or auto: h2_max_concurrent_streams times "
+        "h2_stream_window",
+        reason="auto, 6.25 MiB of memory at most with the other defaults: with less, bodies that the app does not read "
+        "yet can hold up those that it waits for",
     ),
 )

@@ -188,6 +188,25 @@ class Whole(Number):
         return self.check(number)
 
 
+class WholeOrAuto(Whole):
+    """A whole number, or "auto" for the program to work one out from other settings."""
+
+    @property
+    def expects(self) -> str:
+        """The number, and the word."""
+        return f'{super().expects}, or "auto"'
+
+    def check(self, value: Any) -> Any:
+        """Take the word in any case."""
+        if isinstance(value, str) and value.strip().lower() == "auto":
+            return "auto"
+        return super().check(value)
+
+    def parse(self, text: str) -> Any:
+        """Read decimal digits, too."""
+        return super().parse(text) if text.strip().isdecimal() else self.check(text)
+
+
 class WorkerCount(Kind):
     """How many worker processes: a number, "auto", or a range within which the supervisor scales."""
 

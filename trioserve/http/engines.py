@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from trioserve.errors import ConfigError
 from trioserve.http.engine import Engine
+from trioserve.http.http2_codes import LARGEST_WINDOW
 from trioserve.http.http2_engine import Http2Engine, Http2Limits, Http2Sink
 from trioserve.structure.context import Limits
 
@@ -37,6 +38,10 @@ def factory(
 
 def http2_limits(config: Any) -> Http2Limits:
     """What an HTTP/2 connection may do, by a validated `Config`."""
+    connection_window = config.h2_connection_window
+    if connection_window == "auto":
+        # A window for each stream that may be open: none of them can use up what another one needs.
+        connection_window = min(config.h2_max_concurrent_streams * config.h2_stream_window, LARGEST_WINDOW)
     return Http2Limits(
         max_concurrent_streams=config.h2_max_concurrent_streams,
         max_header_list_size=config.h2_max_header_list_size,
@@ -44,7 +49,7 @@ def http2_limits(config: Any) -> Http2Limits:
         header_count=config.max_header_count,
         target_size=config.max_target_size,
         body_window=config.h2_stream_window,
-        connection_window=config.h2_connection_window,
+        connection_window=connection_window,
         reset_budget=2 * config.h2_max_concurrent_streams,
     )
 

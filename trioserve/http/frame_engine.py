@@ -274,9 +274,11 @@ class FrameEngine(FrameStreams):
 
     def _receive_data(self, flags: int, stream_id: int, payload: bytes) -> None:
         size = len(payload)
-        self._room -= size
-        if self._room < 0:
-            self.fault(ErrorCode.FLOW_CONTROL_ERROR, "more DATA than the connection's window")
+        self._room = room = self._room - size
+        if room <= self._owed:
+            if room < 0:
+                self.fault(ErrorCode.FLOW_CONTROL_ERROR, "more DATA than the connection's window")
+            self.give_credit()
         if not size and not flags & END_STREAM:
             self.spend_control()
         data = payload

@@ -207,10 +207,8 @@ class FrameStreams(EngineBase):
 
     def acknowledge(self, stream_id: int, flow_size: int) -> None:
         self._owed = owed = self._owed + flow_size
-        if owed >= self._credit_at:
-            self._owed = 0
-            self._room += owed
-            self.out.append(NUMBER_FRAME.pack(WINDOW_UPDATE_START, 0, 0, owed))
+        if owed >= self._credit_at or owed >= self._room:
+            self.give_credit()
         stream = self._streams.get(stream_id)
         if stream is not None and not stream.ended:
             stream.owed = owed = stream.owed + flow_size
@@ -218,6 +216,16 @@ class FrameStreams(EngineBase):
                 stream.owed = 0
                 stream.room += owed
                 self.out.append(NUMBER_FRAME.pack(WINDOW_UPDATE_START, 0, stream_id, owed))
+
+    def give_credit(self) -> None:
+        """Give back to the connection's window what is owed to it: half of the window, or of what is left of it.
+
+        The rest may have been sent on streams that are not read, and half of the whole would never be owed.
+        """
+        owed, self._owed = self._owed, 0
+        if owed:
+            self._room += owed
+            self.out.append(NUMBER_FRAME.pack(WINDOW_UPDATE_START, 0, 0, owed))
 
     def apply_our_settings(self) -> None:
         """The peer has acknowledged our SETTINGS: from now on it keeps to our window (RFC 9113 section 6.9.2)."""

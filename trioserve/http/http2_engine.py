@@ -81,6 +81,7 @@ class Http2Limits:
         max_header_list_size: of a head or trailers as RFC 9113 counts (name + value + 32 a field). Over it: 431.
         max_frame_size: largest frame we take. header_count, target_size: as in HTTP/1; over them: 431, 414.
         body_window: what a stream may have sent that the app has not taken. connection_window: all streams together.
+            With less than a body_window for each stream, those that are not read can hold up those that are.
         block_factor: a head may be this many times too large and still get its 431, because HPACK obliges us to read
             it; beyond, the connection ends. Go allows twice, too.
         continuation_frames: CONTINUATION frames in one head. A head within bounds needs 8 at 16 KiB each; nghttp2
@@ -102,7 +103,7 @@ class Http2Limits:
     header_count: int = 100
     target_size: int = 8192
     body_window: int = 65536
-    connection_window: int = 1024 * 1024
+    connection_window: int = 100 * 65536
     block_factor: int = 2
     continuation_frames: int = 16
     reset_budget: int = 200
@@ -215,6 +216,7 @@ class Http2Engine(Protocol):
     def acknowledge(self, stream_id: int, flow_size: int) -> None:
         """The app has taken so much: give it back to the windows, in WINDOW_UPDATEs of half a window.
 
+        The connection's window may be in use by streams that are not read. What is left of it goes round in halves.
         Also right for closed streams: the connection's window needs it.
         """
 
