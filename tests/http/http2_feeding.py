@@ -9,7 +9,7 @@ from typing import Any
 from tests.http.http2_client import OPENING, Fields, Frame, frames_of
 from trioserve.http.frame_engine import FrameEngine
 from trioserve.http.h2_engine import H2Engine
-from trioserve.http.http2_codes import ACK, GOAWAY, RST_STREAM, SETTINGS
+from trioserve.http.http2_codes import ACK, GOAWAY, RST_STREAM, SETTINGS, WINDOW_UPDATE
 from trioserve.http.http2_engine import Http2Engine, Http2Fault, Http2Limits, RequestHead
 
 HTTP2_ENGINES = ("h2", "own")
@@ -118,6 +118,15 @@ class Connection:
         self.outcome.priorities.append((stream_id, urgency, incremental))
 
     # -- what a test does ------------------------------------------------------------------------------------
+
+    @property
+    def window_updates(self) -> list[tuple[int, int]]:
+        """Stream and size of all that the engine has put out."""
+        return [
+            (each.stream_id, int.from_bytes(each.payload, "big"))
+            for each in self.frames
+            if each.kind == WINDOW_UPDATE
+        ]
 
     def take(self) -> bytes:
         """What the driver would write now."""

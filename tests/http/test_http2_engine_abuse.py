@@ -312,6 +312,46 @@ def test_heads_of_closed_streams_are_not_free(kind: str) -> None:
     assert len(connection.outcome.sent_resets) == 1
 
 
+def test_data_on_its_way_to_a_stream_that_we_have_reset_is_no_flood(kind: str) -> None:
+    """An early response ends the stream, and a window of small frames may be under way: as many as fit, and no more."""
+    connection = opened(kind, **BUDGETS, connection_window=65536, answer=answer_200)
+    connection.feed(settings(ack=True))
+    for stream_id in (1, 3, 5):
+        connection.feed(headers(stream_id, POST, end=False))
+        assert connection.outcome.sent_resets[-1] == (stream_id, ErrorCode.NO_ERROR)
+        connection.feed(*[data_frame(stream_id, b"x" * 64) * 64] * 16)
+        assert connection.outcome.fault is None, "neither a flood, nor more than the connection's window"
+    connection.feed(data_frame(5, b"x") * 200)
+    assert connection.outcome.fault == CALM
+
+
+def test_data_on_its_way_to_a_stream_that_was_refused_is_no_flood(kind: str) -> None:
+    connection = opened(kind, **BUDGETS, max_concurrent_streams=1)
+    connection.feed(settings(ack=True), headers(1), headers(3, POST, end=False), data_frame(3, b"x") * 500)
+    assert connection.outcome.sent_resets == [(3, ErrorCode.REFUSED_STREAM)]
+    assert connection.outcome.fault is None
+
+
+def test_a_peer_that_has_not_heard_of_our_window_keeps_to_the_one_it_will_find(kind: str) -> None:
+    connection = opened(kind, **BUDGETS, body_window=100_000, answer=answer_200)
+    connection.feed(headers(1, POST, end=False), settings(ack=True))
+    connection.feed(data_frame(1, b"x" * 500) * 200)
+    assert connection.outcome.fault is None
+    connection.feed(data_frame(1, b"x") * 200)
+    assert connection.outcome.fault == CALM
+
+
+def test_data_behind_the_end_of_a_request_was_never_on_its_way(kind: str) -> None:
+    def reset(engine: Http2Engine, stream_id: int) -> None:
+        engine.reset(stream_id, ErrorCode.CANCEL)
+
+    connection = opened(kind, **BUDGETS, answer=reset)
+    connection.feed(headers(1))
+    connection.feed(data_frame(1, b"x") * 200)
+    assert connection.outcome.fault == CALM
+    assert connection.outcome.sent_resets == [(1, ErrorCode.CANCEL)]
+
+
 # -- memory --------------------------------------------------------------------------------------------------
 
 

@@ -7,7 +7,6 @@ import pytest
 from tests.http.http2_client import (
     GET,
     POST,
-    Frame,
     Http2Peer,
     data_frame,
     frame,
@@ -279,7 +278,7 @@ def test_windows_are_given_back_only_for_what_was_acknowledged_and_by_halves(kin
     engine.acknowledge(1, 32767)
     engine.acknowledge(1, 1)
     engine.acknowledge(1, 32768)
-    updates = _window_updates(connection.frames)
+    updates = connection.window_updates
     if kind == "own":
         assert updates == [(1, 32768), (0, 65536), (1, 32768)]
     assert {stream_id for stream_id, _ in updates} == {0, 1}, "h2 has its own idea of how often"
@@ -298,12 +297,6 @@ def test_the_connections_window_is_given_back_for_closed_streams(kind: str) -> N
     assert updates[0] == (0, (33000).to_bytes(4, "big"))
 
 
-def _window_updates(frames: list[Frame]) -> list[tuple[int, int]]:
-    return [
-        (each.stream_id, int.from_bytes(each.payload, "big")) for each in frames if each.kind == WINDOW_UPDATE
-    ]
-
-
 def test_what_unread_streams_leave_of_the_connections_window_goes_round(kind: str) -> None:
     connection = opened(kind, acknowledge=False, body_window=65536, connection_window=131072)
     connection.feed(settings(ack=True), *[headers(stream_id, POST, end=False) for stream_id in (1, 3, 5)])
@@ -311,9 +304,9 @@ def test_what_unread_streams_leave_of_the_connections_window_goes_round(kind: st
     connection.feed(*unread)
     for _ in range(10):
         connection.feed(data_frame(5, b"x" * 16384))
-        before = len(connection.frames)
+        before = len(connection.window_updates)
         connection.engine.acknowledge(5, 16384)
-        assert (0, 16384) in _window_updates(connection.frames[before:])
+        assert (0, 16384) in connection.window_updates[before:]
     assert connection.outcome.fault is None
 
 
@@ -326,9 +319,11 @@ def test_what_is_owed_is_given_back_when_unread_streams_take_the_rest(kind: str)
     connection.feed(data_frame(5, b"x" * 1000))
     connection.engine.acknowledge(5, 1000)
     rest = 131072 - 6 * 16384 - 1000
-    assert _window_updates(connection.feed(data_frame(3, b"x" * 16384), data_frame(5, b"x" * 1000))) == []
+    connection.feed(data_frame(3, b"x" * 16384), data_frame(5, b"x" * 1000))
+    assert connection.window_updates == []
     # Nobody reads these, and without room nothing would come of which the app could take anything.
-    assert _window_updates(connection.feed(data_frame(5, b"x" * (rest - 17384)))) == [(0, 1000)]
+    connection.feed(data_frame(5, b"x" * (rest - 17384)))
+    assert connection.window_updates == [(0, 1000)]
 
 
 def test_padding_is_given_back_at_once(kind: str) -> None:

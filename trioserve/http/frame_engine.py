@@ -205,7 +205,7 @@ class FrameEngine(FrameStreams):
         self.last_stream_id = stream_id
         limits = self._limits
         if len(streams) >= limits.max_concurrent_streams or stream_id > self._goaway_last:
-            self._send_reset(stream_id, ErrorCode.REFUSED_STREAM)
+            self._send_reset(stream_id, ErrorCode.REFUSED_STREAM, ended, self._stream_room)
             self.spend_reset()
             return
         head = RequestHead(ended=ended)
@@ -214,7 +214,7 @@ class FrameEngine(FrameStreams):
                 check_values(fields)
             read_head(head, fields, self._decoder.size, limits)
         except MalformedRequest as error:
-            self._send_reset(stream_id, error.code)
+            self._send_reset(stream_id, error.code, ended, self._stream_room)
             self.spend_reset()
             return
         except RequestRefused as error:
@@ -241,7 +241,7 @@ class FrameEngine(FrameStreams):
         self._receive_late(stream_id, how)
 
     def _receive_late(self, stream_id: int, how: int) -> None:
-        """HEADERS or DATA on a stream that is closed; the connection's state is up to date."""
+        """HEADERS, or DATA that nothing excuses, on a stream that is closed; the connection's state is up to date."""
         self.spend_control()
         if how != RESET_BY_US:
             self.out.append(self.reset_frame(stream_id, ErrorCode.STREAM_CLOSED))
@@ -290,7 +290,8 @@ class FrameEngine(FrameStreams):
             if self.is_idle(stream_id):
                 self.fault(ErrorCode.PROTOCOL_ERROR, f"DATA on stream {stream_id}, which is not open")
             self.acknowledge(0, size)
-            self._receive_late(stream_id, self._how_closed(stream_id))
+            if not size or not self._was_on_its_way(stream_id, size):
+                self._receive_late(stream_id, self._how_closed(stream_id))
             return
         stream.room -= size
         taken = len(data)

@@ -1,7 +1,8 @@
 """The streams of `frame_engine.py`: what is known of each, flow control both ways, and all that is sent on them.
 
 A stream is in the table while it is open or half closed. Of closed ones only how they ended is kept, for the last so
-many, because frames may still be on their way to them (RFC 9113 section 5.1). Nothing here waits or reads.
+many, because frames may still be on their way to them (RFC 9113 section 5.1); of those that we have reset, also how
+much DATA that may be. Nothing here waits or reads.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from trioserve.http.http2_codes import (
     END_HEADERS,
     END_STREAM,
     HEADERS,
+    LARGEST_STREAM_ID,
     SETTINGS,
     ErrorCode,
 )
@@ -71,7 +73,9 @@ class FrameStreams(EngineBase):
     def __init__(self, sink: Http2Sink, limits: Http2Limits) -> None:
         super().__init__(sink, limits)
         self._streams: dict[int, Stream] = {}
-        self._closed = array("Q", bytes(8 * limits.closed_streams))  # stream id * 4 + how, by id
+        self._closed = array(
+            "Q", bytes(8 * limits.closed_streams)
+        )  # by id: room << 33 | stream id << 2 | how
         self._window = DEFAULT_WINDOW  # the connection's: what the peer lets us send
         self._room = max(limits.connection_window, DEFAULT_WINDOW)  # and what we let it send
         self._owed = 0
@@ -158,8 +162,9 @@ class FrameStreams(EngineBase):
             self._end_response(stream_id, stream)
 
     def reset(self, stream_id: int, code: int) -> None:
-        if self._streams.pop(stream_id, None) is not None:
-            self._send_reset(stream_id, code)
+        stream = self._streams.pop(stream_id, None)
+        if stream is not None:
+            self._send_reset(stream_id, code, stream.ended, stream.room)
 
     def _send_block(self, stream_id: int, block: bytes, flags: int) -> None:
         """A header block as HEADERS and, where it is larger than the peer's frames, CONTINUATION."""
@@ -180,9 +185,14 @@ class FrameStreams(EngineBase):
             self.out.append(FRAME_START.pack(len(part) << 8 | kind, flags, stream_id) + part)
             kind, flags = CONTINUATION, 0
 
-    def _send_reset(self, stream_id: int, code: int) -> None:
-        """RST_STREAM; the stream is out of the table already, or was never in it."""
-        self._remember(stream_id, RESET_BY_US)
+    def _send_reset(self, stream_id: int, code: int, ended: bool, room: int) -> None:
+        """RST_STREAM; the stream is out of the table already, or was never in it.
+
+        Unless the request has ended, as much may be on its way as there was room for. A peer that acknowledges our
+        SETTINGS only now may have found more.
+        """
+        room += max(0, self._limits.body_window - self._stream_room)
+        self._remember(stream_id, RESET_BY_US, 0 if ended else max(0, room))
         self.out.append(self.reset_frame(stream_id, code))
 
     def _end_response(self, stream_id: int, stream: Stream) -> None:
@@ -195,11 +205,11 @@ class FrameStreams(EngineBase):
             stream.answered = True  # the other direction may go on
         else:
             del self._streams[stream_id]
-            self._send_reset(stream_id, ErrorCode.NO_ERROR)
+            self._send_reset(stream_id, ErrorCode.NO_ERROR, False, stream.room)
 
     def end_stream_by_error(self, stream_id: int, code: ErrorCode) -> None:
-        del self._streams[stream_id]
-        self._send_reset(stream_id, code)
+        stream = self._streams.pop(stream_id)
+        self._send_reset(stream_id, code, stream.ended, stream.room)
         self._sink.stream_reset(stream_id, code)
         self.spend_reset()
 
@@ -236,9 +246,18 @@ class FrameStreams(EngineBase):
 
     # -- closed streams --------------------------------------------------------------------------------------
 
-    def _remember(self, stream_id: int, how: int) -> None:
-        self._closed[(stream_id >> 1) % len(self._closed)] = stream_id << 2 | how
+    def _remember(self, stream_id: int, how: int, room: int = 0) -> None:
+        self._closed[(stream_id >> 1) % len(self._closed)] = room << 33 | stream_id << 2 | how
 
     def _how_closed(self, stream_id: int) -> int:
         known = self._closed[(stream_id >> 1) % len(self._closed)]
-        return known & 3 if known >> 2 == stream_id else 0
+        return known & 3 if known >> 2 & LARGEST_STREAM_ID == stream_id else 0
+
+    def _was_on_its_way(self, stream_id: int, size: int) -> bool:
+        """Whether so much DATA has a place in the room that a stream had when we reset it; it is used up by them."""
+        at = (stream_id >> 1) % len(self._closed)
+        known = self._closed[at]
+        if known >> 2 & LARGEST_STREAM_ID != stream_id or known >> 33 < size:
+            return False
+        self._closed[at] = known - (size << 33)
+        return True

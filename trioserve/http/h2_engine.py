@@ -105,9 +105,8 @@ class H2Engine(EngineBase):
             )
         )
         self._streams: dict[int, _Stream] = {}
-        self._reset_here: dict[
-            int, None
-        ] = {}  # the last streams that were reset by us; what comes is in flight
+        # The last streams that were reset by us: what comes is in flight, and so much DATA may be.
+        self._reset_here: dict[int, int] = {}
         self._buffer = bytearray()
         self._preface = PREFACE
         self._settings_seen = False
@@ -194,8 +193,9 @@ class H2Engine(EngineBase):
             self._end_response(stream_id, stream)
 
     def reset(self, stream_id: int, code: int) -> None:
-        if self._streams.pop(stream_id, None) is not None:
-            self._send_reset(stream_id, code)
+        stream = self._streams.pop(stream_id, None)
+        if stream is not None:
+            self._send_reset(stream_id, code, stream.ended)
 
     def acknowledge(self, stream_id: int, flow_size: int) -> None:
         self._connection.acknowledge_received_data(flow_size, stream_id)
@@ -209,16 +209,29 @@ class H2Engine(EngineBase):
             stream.answered = True  # the other direction may go on
         else:
             del self._streams[stream_id]
-            self._send_reset(stream_id, ErrorCode.NO_ERROR)
+            self._send_reset(stream_id, ErrorCode.NO_ERROR, False)
 
-    def _remember_reset(self, stream_id: int) -> None:
+    def _remember_reset(self, stream_id: int, ended: bool) -> None:
         known = self._reset_here
-        known[stream_id] = None
+        room = 0
+        if not ended:
+            room = self._connection.streams[stream_id].inbound_flow_control_window
+            if not self.settings_acknowledged:
+                room += max(0, self._limits.body_window - DEFAULT_WINDOW)
+        known[stream_id] = room
         if len(known) > self._limits.closed_streams:
             del known[next(iter(known))]
 
-    def _send_reset(self, stream_id: int, code: int) -> None:
-        self._remember_reset(stream_id)
+    def _was_on_its_way(self, stream_id: int, size: int) -> bool:
+        """Whether so much DATA has a place in the room that a stream had when we reset it; it is used up by them."""
+        room = self._reset_here.get(stream_id, 0)
+        if not 0 < size <= room:
+            return False
+        self._reset_here[stream_id] = room - size
+        return True
+
+    def _send_reset(self, stream_id: int, code: int, ended: bool) -> None:
+        self._remember_reset(stream_id, ended)
         self._connection.reset_stream(stream_id, code)
         self._flush()
 
@@ -337,7 +350,7 @@ class H2Engine(EngineBase):
             answer = answer[:-13]
         if answer:
             self.out.append(answer)
-        if late:
+        if late and not (kind == DATA and self._was_on_its_way(stream_id, len(frame) - 9)):
             self.spend_control()
             if not in_flight:
                 self.spend_reset()
@@ -355,7 +368,7 @@ class H2Engine(EngineBase):
             case StreamReset(stream_id=stream_id):
                 stream = self._streams.pop(stream_id, None)
                 if not event.remote_reset:
-                    self._remember_reset(stream_id)
+                    self._remember_reset(stream_id, stream is None or stream.ended)
                 if stream is not None:
                     self._sink.stream_reset(stream_id, int(event.error_code))
                     if not stream.started or not event.remote_reset:
@@ -379,7 +392,7 @@ class H2Engine(EngineBase):
     def _begin(self, stream_id: int, fields: Sequence[tuple[bytes, bytes]], ended: bool) -> None:
         self.last_stream_id = stream_id
         if len(self._streams) >= self._limits.max_concurrent_streams or stream_id > self._goaway_last:
-            self._send_reset(stream_id, ErrorCode.REFUSED_STREAM)
+            self._send_reset(stream_id, ErrorCode.REFUSED_STREAM, ended)
             self.spend_reset()
             return
         head = RequestHead(ended=ended)
@@ -389,7 +402,7 @@ class H2Engine(EngineBase):
             check_values(plain)
             read_head(head, plain, list_size(plain), self._limits)
         except MalformedRequest as error:
-            self._send_reset(stream_id, error.code)
+            self._send_reset(stream_id, error.code, ended)
             self.spend_reset()
             return
         except RequestRefused as error:
@@ -442,8 +455,8 @@ class H2Engine(EngineBase):
             self._sink.request_ended(stream_id, trailers)
 
     def end_stream_by_error(self, stream_id: int, code: ErrorCode) -> None:
-        del self._streams[stream_id]
-        self._send_reset(stream_id, code)
+        stream = self._streams.pop(stream_id)
+        self._send_reset(stream_id, code, stream.ended)
         self._sink.stream_reset(stream_id, code)
         self.spend_reset()
 

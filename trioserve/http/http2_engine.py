@@ -91,8 +91,10 @@ class Http2Limits:
             may be open, so that a browser may give up a whole page at once.
         control_budget: frames that carry nothing: PING, SETTINGS, PRIORITY, WINDOW_UPDATE, empty DATA, unknown types,
             frames on closed streams. nghttp2 allows bursts of 1000, too. Each read gives 2 back (one frame a packet is
-            no flood), each complete response 8. WINDOW_UPDATEs that answer DATA are free: 2 for a piece that the window
-            did not cut short, and 1 for 128 bytes of any; a window of some bytes at a time is as much of a flood.
+            no flood), each complete response 8. DATA on streams that we have reset may have been on their way: they are
+            free as far as the streams had room for them. WINDOW_UPDATEs that answer DATA are free: 2 for a piece that
+            the window did not cut short, and 1 for 128 bytes of any; a window of some bytes at a time is as much of a
+            flood.
         idle_priorities: PRIORITY_UPDATE frames remembered for streams that are not open yet.
         closed_streams: how many closed streams are remembered by how they ended.
     """
