@@ -138,6 +138,20 @@ def test_streams_over_the_limit_again_and_again(kind: str) -> None:
     assert len(connection.outcome.sent_resets) == 21
 
 
+def test_streams_that_come_behind_our_goodbye_are_no_attack(kind: str) -> None:
+    """They were on their way, however many: a drain is not to cost the client what is being answered."""
+    connection = opened(kind, **BUDGETS)
+    connection.feed(settings(ack=True), headers(1))
+    connection.engine.go_away()
+    connection.take()
+    connection.feed(b"".join(headers(3 + 2 * at) for at in range(200)))
+    assert connection.outcome.fault is None
+    assert {code for _, code in connection.outcome.sent_resets} == {ErrorCode.REFUSED_STREAM}
+    assert len(connection.outcome.sent_resets) == 200
+    answer_200(connection.engine, 1)
+    assert connection.frames[-1].stream_id == 1
+
+
 def test_a_page_given_up_at_once_is_no_attack(kind: str) -> None:
     connection = opened(kind)
     for first in (1, 201):

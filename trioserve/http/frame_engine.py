@@ -206,7 +206,8 @@ class FrameEngine(FrameStreams):
         limits = self._limits
         if len(streams) >= limits.max_concurrent_streams or stream_id > self._goaway_last:
             self._send_reset(stream_id, ErrorCode.REFUSED_STREAM, ended, self._stream_room)
-            self.spend_reset()
+            if stream_id <= self._goaway_last:
+                self.spend_reset()
             return
         head = RequestHead(ended=ended)
         try:

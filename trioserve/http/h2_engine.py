@@ -393,7 +393,8 @@ class H2Engine(EngineBase):
         self.last_stream_id = stream_id
         if len(self._streams) >= self._limits.max_concurrent_streams or stream_id > self._goaway_last:
             self._send_reset(stream_id, ErrorCode.REFUSED_STREAM, ended)
-            self.spend_reset()
+            if stream_id <= self._goaway_last:
+                self.spend_reset()
             return
         head = RequestHead(ended=ended)
         plain = [(bytes(name), bytes(value)) for name, value in fields]

@@ -87,8 +87,10 @@ class Http2Limits:
         continuation_frames: CONTINUATION frames in one head. A head within bounds needs 8 at 16 KiB each; nghttp2
             takes 8, h2 63.
         reset_budget: streams that cost work and came to nothing: reset by the peer before a response had begun,
-            reset by us for the peer's errors, or refused. A complete response gives one back. Twice the streams that
-            may be open, so that a browser may give up a whole page at once.
+            reset by us for the peer's errors, or refused. Streams above our last GOAWAY are free: the peer may not
+            have read it yet, and their refusal costs less than the answers it could ask for before. A complete
+            response gives one back. Twice the streams that may be open, so that a browser may give up a whole page at
+            once.
         control_budget: frames that carry nothing: PING, SETTINGS, PRIORITY, WINDOW_UPDATE, empty DATA, unknown types,
             frames on closed streams. nghttp2 allows bursts of 1000, too. Each read gives 2 back (one frame a packet is
             no flood), each complete response 8. DATA on streams that we have reset may have been on their way: they are
