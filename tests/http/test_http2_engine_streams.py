@@ -219,6 +219,19 @@ def test_a_tunnel_may_be_open_in_one_direction(kind: str) -> None:
     assert [each.kind for each in connection.frames if each.stream_id == 1] == [HEADERS, DATA]
 
 
+@pytest.mark.parametrize("status", [300, 403, 501])
+def test_a_tunnel_that_is_not_granted_is_a_response_like_any_other(kind: str, status: int) -> None:
+    """Nobody need end what was never opened: its place is the next stream's."""
+    connection = opened(kind, max_concurrent_streams=1)
+    connection.feed(settings(ack=True), headers(1, CONNECT, end=False))
+    connection.engine.send_head(1, status, [], False)
+    connection.engine.send_data(1, b"no", True)
+    assert connection.engine.open_streams == 0
+    connection.feed(data_frame(1, b"on its way", end=True), headers(3))
+    assert list(connection.outcome.requests) == [1, 3]
+    assert connection.outcome.sent_resets == [(1, ErrorCode.NO_ERROR)]
+
+
 def test_calls_for_closed_streams_do_nothing(kind: str) -> None:
     connection = opened(kind)
     engine = connection.engine

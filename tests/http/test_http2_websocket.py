@@ -13,7 +13,7 @@ from tests.http.http2_client import Fields
 from tests.http.http2_serving import Client, get, served
 from trioserve.http.http2_codes import ENABLE_CONNECT_PROTOCOL
 
-CANCEL = 8
+NO_ERROR, CANCEL = 0, 8
 TEXT, BINARY, CLOSE, PING, PONG = 1, 2, 8, 9, 10
 
 
@@ -153,10 +153,15 @@ async def test_large_messages_pass_under_flow_control(http2_engine: str, hub: st
 async def test_a_session_that_is_not_opened_is_answered_in_http(
     http2_engine: str, fields: Fields, status: int
 ) -> None:
-    async with served(with_notes([]), http2_engine=http2_engine) as (server, client):
+    """Its stream ends with that: a client that waits on its side keeps no place that others need."""
+    async with served(with_notes([]), http2_engine=http2_engine, h2_max_concurrent_streams=1) as (
+        server,
+        client,
+    ):
         stream_id = await client.open(fields, end=False)
         await client.read_until(lambda peer: peer.responses[stream_id].ended)
         assert client.peer.responses[stream_id].status == status
+        await client.read_until(lambda peer: peer.responses[stream_id].reset == NO_ERROR)
         await opened(client)
         assert server.failure is None
 

@@ -393,7 +393,7 @@ class FrameEngine(FrameStreams):
             return
         self._remember(stream_id, RESET_BY_PEER)
         self._sink.stream_reset(stream_id, int.from_bytes(payload, "big"))
-        if not stream.started:
+        if not stream.status:
             self.spend_reset()
 
     def _receive_ping(self, flags: int, stream_id: int, payload: bytes) -> None:

@@ -44,14 +44,14 @@ class Stream:
         window: what the peer lets us send; under 0 after it has made windows smaller.
         room: what we let the peer send. owed: bytes that the app has taken and the peer was not told of.
         expected: bytes of body still to come by Content-Length; None where nothing was said.
-        ended: the request is complete. started: a response has begun. answered: it is complete.
-        refused: the request is nothing for the app. connect: its method.
+        ended: the request is complete. status: of the response, 0 before it. answered: it is complete.
+        refused: the request is nothing for the app. connect: its method, which asks for a tunnel.
     """
 
     # Of the class until something else is true: making a stream is a part of every request.
     owed = 0
     expected: int | None = None
-    started = False
+    status = 0
     answered = False
     refused = False
     connect = False
@@ -103,7 +103,7 @@ class FrameStreams(EngineBase):
 
     def send_interim(self, stream_id: int, status: int, fields: Sequence[tuple[bytes, bytes]]) -> None:
         stream = self._streams.get(stream_id)
-        if stream is not None and not stream.started:
+        if stream is not None and not stream.status:
             self._send_block(stream_id, encode_status(status) + encode_fields(fields), 0)
 
     def send_head(
@@ -112,7 +112,7 @@ class FrameStreams(EngineBase):
         stream = self._streams.get(stream_id)
         if stream is None or stream.answered:
             return
-        stream.started = True
+        stream.status = status
         self._send_block(stream_id, encode_status(status) + encode_fields(fields), END_STREAM if end else 0)
         if end:
             self._end_response(stream_id, stream)
@@ -201,7 +201,7 @@ class FrameStreams(EngineBase):
         if stream.ended:
             del self._streams[stream_id]
             self._remember(stream_id, FINISHED)
-        elif stream.connect:
+        elif stream.connect and 200 <= stream.status < 300:
             stream.answered = True  # the other direction may go on
         else:
             del self._streams[stream_id]

@@ -72,7 +72,7 @@ class _Connection(H2Connection):
 class _Stream:
     """What is known of an open stream beside h2."""
 
-    __slots__ = ("answered", "connect", "ended", "missing", "refused", "started")
+    __slots__ = ("answered", "connect", "ended", "missing", "refused", "status")
 
     def __init__(self, *, ended: bool, connect: bool) -> None:
         self.ended = ended  # the request
@@ -82,7 +82,7 @@ class _Stream:
             None  # bytes of body still to come by Content-Length; h2 forgets about trailers
         )
         self.refused = False
-        self.started = False  # the response
+        self.status = 0  # of the response
 
 
 class H2Engine(EngineBase):
@@ -141,7 +141,7 @@ class H2Engine(EngineBase):
 
     def send_interim(self, stream_id: int, status: int, fields: Sequence[tuple[bytes, bytes]]) -> None:
         stream = self._streams.get(stream_id)
-        if stream is not None and not stream.started:
+        if stream is not None and not stream.status:
             self._connection.send_headers(stream_id, _secured(status, fields))
             self._flush()
 
@@ -150,7 +150,7 @@ class H2Engine(EngineBase):
     ) -> None:
         stream = self._streams.get(stream_id)
         if stream is not None and not stream.answered:
-            stream.started = True
+            stream.status = status
             self._connection.send_headers(stream_id, _secured(status, fields), end_stream=end)
             self._flush()
             if end:
@@ -205,7 +205,7 @@ class H2Engine(EngineBase):
         self.gain_response()
         if stream.ended:
             del self._streams[stream_id]
-        elif stream.connect:
+        elif stream.connect and 200 <= stream.status < 300:
             stream.answered = True  # the other direction may go on
         else:
             del self._streams[stream_id]
@@ -371,7 +371,7 @@ class H2Engine(EngineBase):
                     self._remember_reset(stream_id, stream is None or stream.ended)
                 if stream is not None:
                     self._sink.stream_reset(stream_id, int(event.error_code))
-                    if not stream.started or not event.remote_reset:
+                    if not stream.status or not event.remote_reset:
                         self.spend_reset()
             case WindowUpdated(stream_id=stream_id):
                 if not stream_id or stream_id in self._streams:

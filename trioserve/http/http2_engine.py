@@ -198,8 +198,8 @@ class Http2Engine(Protocol):
         """The head of the response; fields are lower case and checked.
 
         With `end`, and whenever a response ends before its request has: the stream is closed, and the peer is asked
-        to send no more by RST_STREAM(NO_ERROR) (RFC 9113 section 8.1, as Go does). CONNECT is exempt: a tunnel may
-        be open in one direction.
+        to send no more by RST_STREAM(NO_ERROR) (RFC 9113 section 8.1, as Go does). A CONNECT that was granted (2xx) is
+        exempt: a tunnel may be open in one direction.
         """
 
     def room(self, stream_id: int) -> int:
