@@ -212,3 +212,65 @@ async def test_a_drain_tells_the_session_1012(http2_engine: str, autojump_clock:
         await trio.aclose_forcefully(client.stream)
         with trio.fail_after(60):
             await server.wait_idle()
+
+
+def sending(size: int, outcomes: list[BaseException | None]) -> Any:
+    """An app that accepts and sends one message."""
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await receive()
+        await send({"type": "websocket.accept"})
+        outcome: BaseException | None = None
+        try:
+            await send({"type": "websocket.send", "bytes": bytes(size)})
+        except BaseException as error:
+            outcome = error
+            raise
+        finally:
+            outcomes.append(outcome)
+            del outcome
+
+    return app
+
+
+async def test_a_session_is_not_late_while_the_socket_holds_it_up(
+    http2_engine: str, autojump_clock: MockClock
+) -> None:
+    """The kernel takes nothing of this stream for longer than the time-out, but the peer reads all the while."""
+    outcomes: list[BaseException | None] = []
+    size = 6_000_000
+    async with served(
+        sending(size, outcomes), http2_engine=http2_engine, lifespan="off", response_write_timeout=30
+    ) as (server, client):
+        client.stream.setsockopt(trio.socket.SOL_SOCKET, trio.socket.SO_RCVBUF, 65536)
+        client.peer.connection.increment_flow_control_window(2**30)
+        stream_id = await client.open(connect(), end=False)
+        client.peer.connection.increment_flow_control_window(2**30, stream_id)
+        await client.flush()
+        response = client.peer.responses[stream_id]
+        while len(response.body) < size:
+            assert response.reset is None
+            await trio.sleep(10)
+            assert await client.read_some()
+        assert "response_write" not in server.worker.context.counters.late
+    assert outcomes == [None]
+
+
+async def test_a_session_whose_window_stays_shut_is_late(
+    http2_engine: str, autojump_clock: MockClock
+) -> None:
+    outcomes: list[BaseException | None] = []
+    async with served(
+        sending(100_000, outcomes),
+        http2_engine=http2_engine,
+        lifespan="off",
+        client={"acknowledge": False},
+    ) as (server, client):
+        client.peer.connection.increment_flow_control_window(1_000_000)
+        stream_id = await client.open(connect(), end=False)
+        began = trio.current_time()
+        await client.read_until(lambda peer: peer.responses[stream_id].reset is not None, seconds=100)
+        assert 29 < trio.current_time() - began < 31
+        assert client.peer.responses[stream_id].reset == CANCEL
+        assert server.worker.context.counters.late == {"response_write": 1}
+    assert isinstance(outcomes[0], trio.Cancelled)

@@ -96,7 +96,10 @@ class WebSocket(WebSocketWire):
     # -- time ------------------------------------------------------------------------------------------------
 
     def outlasts(self, phase: str) -> bool:
-        """Called by the reaper when `phase` is late: a ping is due or was not answered, or a close was not."""
+        """Called by the reaper when `phase` is late.
+
+        A ping is due or was not answered; a close was not answered; or a write waits, for what may be another's doing.
+        """
         if phase == "websocket_ping":
             self._ping(self._clock())
             return True
@@ -107,7 +110,8 @@ class WebSocket(WebSocketWire):
             self._rest(phase, NEVER)
             self.stream.wake_reader()
             return True
-        return False
+        # What carries the session knows who it is that keeps it from writing.
+        return phase == "response_write" and bool(self.exchange.outlasts(phase))
 
     def _ping(self, now: float) -> None:
         if self._fault is not None:
