@@ -26,6 +26,7 @@ from tests.http.http2_serving import Client, code_of_goaway, connected, get, rea
 from tests.http.test_http2_exchanges import app_of, body, start
 from trioserve.errors import ClientDisconnected
 from trioserve.http.http2_codes import HEADERS, SETTINGS, ErrorCode
+from trioserve.http.http2_pipe import reset_by_peer
 from trioserve.testing import serving
 
 CANCEL = 8
@@ -178,6 +179,27 @@ async def test_a_reset_frees_who_waits_for_the_window(http2_engine: str) -> None
         await wait_all_tasks_blocked(0.02)
         assert server.worker.context.in_flight == 0
         assert server.worker.context.counters.faults == {"C2": 1}
+
+
+async def test_what_is_dropped_was_not_said(http2_engine: str) -> None:
+    """END_STREAM stood behind it: a reset that follows is not to say that all is well (NO_ERROR)."""
+
+    async def handler(scope: Any, receive: Any, send: Any) -> None:
+        await start(send)
+        await body(send, b"x" * 1_000_000)
+
+    async with served(app_of(handler), http2_engine=http2_engine, client={"acknowledge": False}) as (
+        server,
+        client,
+    ):
+        stream_id = await client.open()
+        await client.read_until(lambda peer: len(peer.responses[stream_id].body) == 65535)
+        (connection,) = server.worker.context.connections
+        exchange: Any = connection.streams[stream_id].exchange
+        assert exchange.unsent
+        exchange.lose(reset_by_peer(CANCEL))
+        assert not exchange.unsent
+        assert not exchange.said_all
 
 
 async def test_a_request_that_is_reset_in_the_same_breath_never_reaches_the_app(http2_engine: str) -> None:

@@ -7,10 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import trio
+from h2.settings import SettingCodes
 
-from tests.http.http2_serving import get, served
+from tests.http.http2_serving import Client, get, served
 from trioserve import StaticFiles
 from trioserve.static import sendfile
+from trioserve.testing import TestServer
 
 
 @pytest.fixture
@@ -71,3 +74,45 @@ async def test_a_file_that_is_not_in_memory_is_read_by_threads(
         response = await client.request(get(b"/large.bin"))
         assert response.body == (root / "large.bin").read_bytes()
     assert len(calls) == 6
+
+
+async def open_windows(server: TestServer, client: Client, send_buffer: int) -> None:
+    """Let nothing but the kernels' buffers, which are small, keep the server from sending."""
+    client.peer.connection.update_settings({SettingCodes.INITIAL_WINDOW_SIZE: 2**30})
+    client.peer.connection.increment_flow_control_window(2**30)
+    await client.flush()
+    client.stream.setsockopt(trio.socket.SOL_SOCKET, trio.socket.SO_RCVBUF, 65536)  # type: ignore[attr-defined]
+    (connection,) = server.worker.context.connections
+    connection.transport.sock.setsockopt(trio.socket.SOL_SOCKET, trio.socket.SO_SNDBUF, send_buffer)
+
+
+async def test_a_prepared_answer_that_the_kernel_does_not_take_at_once(
+    http2_engine: str, hub: str, root: Path
+) -> None:
+    data = (root / "large.bin").read_bytes() * 3
+    (root / "large.bin").write_bytes(data)
+    app = StaticFiles(root, small_file=4 * 1024 * 1024)
+    async with served(app, http2_engine=http2_engine, hub=hub, lifespan="off") as (server, client):
+        await open_windows(server, client, 32768)
+        for _ in range(3):
+            response = await client.request(get(b"/large.bin"))
+            assert response.reset is None
+            assert response.body == data
+
+
+@pytest.mark.parametrize("send_buffer", [8192, 32768])
+async def test_one_of_many_prepared_answers_meets_a_full_socket(
+    http2_engine: str, hub: str, tmp_path: Path, send_buffer: int
+) -> None:
+    """Wherever among heads and bodies that is, all of them arrive."""
+    data = random.Random(6).randbytes(8000)
+    (tmp_path / "file").write_bytes(data)
+    app = StaticFiles(tmp_path)
+    async with served(app, http2_engine=http2_engine, hub=hub, lifespan="off") as (server, client):
+        await open_windows(server, client, send_buffer)
+        assert (await client.request(get(b"/file"))).body == data
+        streams = [client.peer.request(get(b"/file")) for _ in range(90)]
+        await client.flush()
+        for stream_id in streams:
+            response = await client.response(stream_id)
+            assert (response.reset, response.body) == (None, data)

@@ -285,17 +285,14 @@ class Http2:
             self._spawn(self._start_lane, exchange)
 
     def _answer_now(self, exchange: Http2Exchange) -> bool:
-        """Have the app answer without a task, if it has its answer ready and all of it may be sent; False if not."""
-        head, output = exchange.head, self.output
-        if not head.ended or output.blocked or output.senders:
+        """Have the app answer without a task, if it has one ready and all of it can be sent now; False if not."""
+        head = exchange.head
+        if not head.ended:
             return False
         target = head.target.partition(b"?")[0]
         answer = self._quick_answer(head.method, target, head.headers, self._worker.root_path)
-        if (
-            answer is None
-            or answer.file is not None
-            or self.engine.room(exchange.stream_id) < len(answer.body)
-        ):
+        # Nobody would be there to see to what is left.
+        if answer is None or answer.file is not None or not exchange.fits(len(answer.body)):
             return False
         exchange.answer_at_once(answer)
         if self._worker.access_log is not None:

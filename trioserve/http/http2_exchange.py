@@ -181,7 +181,10 @@ class Http2Exchange(StreamPipe, HttpExchange):
             check_body_length(size, self._expected, True)
         self._write_head(not size)
         self._complete(size)
-        return bool(size) and self.put(body, True)
+        if size:
+            return self.put(body, True)  # and the head with it: `fits` still holds if it did
+        self.output.request()
+        return False
 
     def _send_head(self, size: int, more: bool) -> None:
         """The head of a response that has several parts, no body, or trailers; the first part has `size` bytes."""
@@ -196,9 +199,11 @@ class Http2Exchange(StreamPipe, HttpExchange):
         elif not more and self._trailers is None:
             self._expected = size
         self._write_head(no_body)
+        self.output.request()
         self.state = _STREAMING
 
     def _write_head(self, end: bool) -> None:
+        """Give the engine the head; to have it written is the caller's part."""
         stream = self.stream
         worker = stream.worker
         self.head_at = now = worker.clock()
@@ -207,8 +212,6 @@ class Http2Exchange(StreamPipe, HttpExchange):
             # RFC 9110 section 8.6: not in a 204, where frameworks set it out of habit.
             fields.append((b"content-length", b"%d" % self._expected))
         self.engine.send_head(self.stream_id, self.status or 0, fields, end)
-        if not self.output.asked:
-            self.output.request()
 
     def open_tunnel(self, fields: Fields) -> None:
         """Answer an extended CONNECT with 200: from here on, DATA are what the session makes of them."""
@@ -273,7 +276,7 @@ class Http2Exchange(StreamPipe, HttpExchange):
         return False
 
     def answer_at_once(self, answer: Answer) -> None:
-        """Send a whole small response that was prepared beforehand; the window has room for it."""
+        """Send a whole small response that was prepared beforehand, and whose body `fits`."""
         self.wire_start(answer.status, answer.fields, False)
         self.status = answer.status
         self.state = _HELD

@@ -76,6 +76,16 @@ class StreamPipe:
         """END_STREAM is with the engine."""
         return self._ends and not self.unsent
 
+    def fits(self, size: int) -> bool:
+        """So much can go to the engine at once: it is nobody else's turn, and the kernel and the windows have room."""
+        output = self.output
+        return (
+            size <= WRITE_SIZE
+            and not output.senders
+            and not output.blocked
+            and self.engine.room(self.stream_id) >= size
+        )
+
     @property
     def is_waited_for(self) -> bool:
         """A task waits for something to arrive, or to be sent."""
@@ -113,6 +123,7 @@ class StreamPipe:
         """Forget what has arrived and what was to be sent; whoever waits for it goes on."""
         if self.unsent:
             self.unsent = []
+            self._ends = False  # END_STREAM stood behind that
             self.output.remove(self)
         self.forget_received()
         self.wake_reader()
@@ -180,12 +191,7 @@ class StreamPipe:
                     engine.send_data(self.stream_id, b"", True)
                     output.note_body(0)
                 return False
-            if (
-                size <= WRITE_SIZE
-                and not output.senders
-                and not output.blocked
-                and engine.room(self.stream_id) >= size
-            ):
+            if self.fits(size):
                 engine.send_data(self.stream_id, data, end)
                 self.stream.bytes_taken += size
                 output.note_body(size)
