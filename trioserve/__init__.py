@@ -11,22 +11,23 @@ from __future__ import annotations
 
 __version__ = "0.1.0"
 
-from typing import TYPE_CHECKING, Any
-
-from trioserve.config import Config
-from trioserve.errors import (
-    ClientDisconnected,
-    ConfigError,
-    Fatal,
-    FileSendFailed,
-    LifespanFailed,
-    TrioserveError,
-)
-from trioserve.worker.serve import run, serve
-
+# Type checkers take it for True; the module `typing`, which has it, takes longer to import than all of this.
+TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from typing import Any
+
+    from trioserve.config import Config
+    from trioserve.errors import (
+        ClientDisconnected,
+        ConfigError,
+        Fatal,
+        FileSendFailed,
+        LifespanFailed,
+        TrioserveError,
+    )
     from trioserve.middleware.compression import Compression
     from trioserve.static.handler import StaticFiles
+    from trioserve.worker.serve import run, serve
 
 __all__ = [
     "ClientDisconnected",
@@ -44,14 +45,31 @@ __all__ = [
 ]
 
 
+# Imported when they are asked for: only who uses them needs what they are made of, and while it is imported no process
+# of ours can say what a signal is to do.
+_HOMES = {
+    "ClientDisconnected": "errors",
+    "Compression": "middleware.compression",
+    "Config": "config",
+    "ConfigError": "errors",
+    "Fatal": "errors",
+    "FileSendFailed": "errors",
+    "LifespanFailed": "errors",
+    "StaticFiles": "static.handler",
+    "TrioserveError": "errors",
+    "run": "worker.serve",
+    "serve": "worker.serve",
+}
+
+
 def __getattr__(name: str) -> Any:
-    # Only who uses them needs what they are made of.
-    if name == "StaticFiles":
-        from trioserve.static.handler import StaticFiles
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from importlib import import_module
 
-        return StaticFiles
-    if name == "Compression":
-        from trioserve.middleware.compression import Compression
+    found = globals()[name] = getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+    return found
 
-        return Compression
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

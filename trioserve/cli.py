@@ -1,6 +1,6 @@
 """The command: from arguments to a `Config`, and from there to a worker.
 
-Called by the `trioserve` script and by `python -m trioserve`. The flags, their help and their checks are made
+Called by `__main__.py`. The flags, their help and their checks are made
 from `trioserve.config.SETTINGS`; nothing about a setting is written here. Whatever goes wrong before a worker
 runs ends with one message on stderr and the exit code of its error (2 usage, 4 app not found, 78
 configuration), never with a traceback of ours.
@@ -19,6 +19,7 @@ from collections.abc import Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any, Literal, NoReturn
 
+from trioserve import signals
 from trioserve.config import SETTINGS, Config, Setting, load_config
 from trioserve.config.settings import default_with_unit, nearest_setting
 from trioserve.config.settings_server import CAN_SUPERVISE
@@ -72,6 +73,7 @@ def _run(argv: Sequence[str]) -> int:
         from trioserve.static.command import describe
 
         print(describe(*_static_arguments(argv[1:])[:2], config), flush=True)
+    signals.overlook(signals.STRAYS)
     if config.workers != 0 and CAN_SUPERVISE:
         from trioserve.supervisor.supervisor import run_supervisor
 

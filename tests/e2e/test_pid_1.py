@@ -81,6 +81,20 @@ async def test_it_does_not_upgrade_since_the_container_would_end_with_it(namespa
         assert (await outer.get()).body == b"hello"
 
 
+@pytest.mark.parametrize("workers", [1, 0])
+async def test_it_can_be_ended_while_the_app_is_imported(
+    namespace: list[str], workers: int, tmp_path: Path
+) -> None:
+    (tmp_path / "slow.py").write_text("import time\nprint('importing', flush=True)\ntime.sleep(3600)\n")
+    flags = ("--bind", "127.0.0.1:0", "--workers", str(workers), "--control", "off")
+    async with start_process(*namespace, *trioserve_command(*flags, f"{tmp_path}/slow.py:app")) as outer:
+        await outer.stdout.wait_for("importing")
+        (server,) = children(outer.pid)
+        os.kill(server, signal.SIGTERM)
+        # unshare ends as its child has.
+        assert await outer.wait() == (0 if workers else 143)
+
+
 async def test_it_reaps_what_others_leave_behind(namespace: list[str], tmp_path: Path) -> None:
     pipe = tmp_path / "pipe"
     os.mkfifo(pipe)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 
 import pytest
+import trio
 
 from trioserve.testing import encode_request
 
@@ -87,6 +89,34 @@ async def test_sighup_is_logged_and_ignored():
         assert (await server.get()).status == 200
 
 
+@pytest.mark.parametrize(
+    "number", [signal.SIGUSR2, signal.SIGTTIN, signal.SIGTTOU], ids=lambda number: number.name
+)
+async def test_what_only_a_supervisor_can_do_is_logged_and_ignored(number):
+    async with serve_command(APP) as server, held_request(server) as client:
+        server.send_signal(number)
+        await server.stderr.wait_for(f"{number.name} ignored: .* needs the supervisor")
+        await client.send(b"!")
+        assert (await client.read_response("POST")).status == 200
+
+
+async def test_signals_about_logs_and_workers_do_not_disturb_an_import(tmp_path):
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    (tmp_path / "slow.py").write_text(
+        f"print('importing', flush=True)\nopen({str(pipe)!r}).read()\nfrom {APP[:-4]} import app\n"
+    )
+    async with start_process(
+        *trioserve_command("--bind", "127.0.0.1:0", "--workers", "0", f"{tmp_path}/slow.py:app")
+    ) as server:
+        await server.stdout.wait_for("importing")
+        for number in (signal.SIGUSR1, signal.SIGUSR2, signal.SIGTTIN, signal.SIGTTOU):
+            server.send_signal(number)
+        pipe.open("w").close()
+        await server.wait_running()
+        assert (await server.get()).status == 200
+
+
 async def test_sigusr1_reopens_the_access_log_and_the_error_log(tmp_path):
     """What logrotate does: move the file away, signal, and expect nothing more in the old one."""
     access, errors = tmp_path / "access.log", tmp_path / "error.log"
@@ -149,6 +179,23 @@ async def test_sigquit_counts_as_the_second_signal():
         await server.stderr.wait_for("draining: SIGQUIT")
         server.send_signal(signal.SIGINT)
         assert await server.wait() == 130
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.usefixtures("unmeasured")
+async def test_signals_while_it_cleans_up_change_nothing(workers, tmp_path):
+    path, pid = tmp_path / "socket", tmp_path / "pid"
+    async with serve_command(APP, "--pid", str(pid), bind=f"unix:{path}", workers=workers) as server:
+        server.send_signal(signal.SIGTERM)
+        await server.stderr.wait_for("draining")
+        while server.returncode is None:
+            server.send_signal(signal.SIGHUP)
+            if "stopped\n" in server.stderr.text:
+                server.send_signal(signal.SIGTERM)
+            await trio.sleep(0.001)
+        assert await server.wait() == 0
+    assert not path.exists()
+    assert not pid.exists()
 
 
 async def test_signals_about_logs_and_reloading_do_not_count_as_stops():

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
+import shutil
 import signal
+import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
@@ -13,11 +16,13 @@ from typing import Any
 import pytest
 import trio
 
+import trioserve
 from tests.e2e.load import Load
 from tests.e2e.process import (
     PATIENCE,
     RUNNING_ON,
     ServerProcess,
+    clean_environment,
     held_request,
     run_to_end,
     serve_command,
@@ -111,6 +116,37 @@ async def test_an_idle_supervisor_sleeps() -> None:
             if seen[-1] <= 2 * 2:  # two workers, each with two beats at the very most
                 break
         assert seen[-1] <= 2 * 2, seen
+
+
+async def test_a_worker_finds_this_trioserve_and_its_app_no_trace_of_that(tmp_path: Path) -> None:
+    """One that is not on the path of the interpreter, from a directory in which others have what they like."""
+    home = tmp_path / "site"
+    shutil.copytree(Path(trioserve.__file__).parent, home / "trioserve")
+    (home / "colorsys.py").write_text("raise RuntimeError('this is not the standard library')\n")
+    (home / "typing.py").write_text("raise RuntimeError('this is not the standard library')\n")
+    (tmp_path / "app.py").write_text(
+        "import colorsys, json, os, sys, trioserve\n"
+        "from tests.apps import respond\n"
+        "async def app(scope, receive, send):\n"
+        "    if scope['type'] == 'http':\n"
+        "        found = [trioserve.__file__, os.environ.get('PYTHONPATH'), sys.argv, sys.path]\n"
+        "        await respond(send, json.dumps(found).encode())\n"
+    )
+    script = tmp_path / "run.py"
+    script.write_text(
+        f"import sys\nsys.path.insert(0, {str(home)!r})\nimport trioserve\n"
+        "del sys.path[0]\nfrom trioserve.__main__ import main\nsys.exit(main())\n"
+    )
+    path = clean_environment()["PYTHONPATH"]
+    for more in ([], ["--preload"]):
+        command = (sys.executable, str(script), "--bind", "127.0.0.1:0", *more, f"{tmp_path}/app.py:app")
+        async with start_process(*command) as server:
+            await server.wait_running()
+            file, variable, arguments, entries = json.loads((await server.get()).body)
+        assert file == str(home / "trioserve" / "__init__.py")
+        assert variable == path
+        assert arguments == [str(home / "trioserve" / "worker" / "__main__.py")]
+        assert entries.index(str(home)) == len(entries) - 1
 
 
 async def test_workers_inherit_the_sockets_from_3_on_and_nothing_else() -> None:
@@ -333,6 +369,25 @@ async def test_an_upgrade_closes_what_is_no_longer_bound_once_it_has_succeeded(t
 
 
 @pytest.mark.usefixtures("unmeasured")
+async def test_a_script_is_upgraded_without_importing_from_the_working_directory(tmp_path: Path) -> None:
+    script = tmp_path / "bin" / "trioserve"
+    script.parent.mkdir()
+    script.write_text("import sys\nfrom trioserve.__main__ import main\nsys.exit(main())\n")
+    served = tmp_path / "served"
+    served.mkdir()
+    (served / "trio.py").write_text("raise SystemExit('a file to be served runs')\n")
+    command = (sys.executable, str(script), "static", "--bind", "127.0.0.1:0")
+    async with start_process(*command, cwd=served) as server:
+        await server.wait_running()
+        server.send_signal(signal.SIGUSR2)
+        pid = int((await server.stderr.wait_for(r"new supervisor .pid (\d+). is ready")).group(1))
+        await until(lambda: server.returncode is not None, "the end of the old supervisor")
+        assert (await server.get("/trio.py")).status == 200
+        os.kill(pid, signal.SIGTERM)
+        await until(lambda: not is_running(pid), "the end of the new supervisor")
+
+
+@pytest.mark.usefixtures("unmeasured")
 async def test_max_requests_recycles_one_worker_at_a_time_and_loses_nothing() -> None:
     async with supervised("--max-requests", "200", "--max-requests-jitter", "50") as server:
         first = children(server.pid)
@@ -344,6 +399,30 @@ async def test_max_requests_recycles_one_worker_at_a_time_and_loses_nothing() ->
 
 
 # -- the end -------------------------------------------------------------------------------------------------
+
+
+async def test_signals_that_are_meant_for_others_do_a_worker_nothing(tmp_path: Path) -> None:
+    """As sent by `systemctl kill -s USR2`, `pkill -HUP -f` and the like; from its first moment on."""
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    app = tmp_path / "slow.py"
+    app.write_text(
+        f"print('importing', flush=True)\nopen({str(pipe)!r}).read()\nfrom tests.e2e.apps import app\n"
+    )
+
+    def send_all(worker: int) -> None:
+        for name in ("INT", "HUP", "USR1", "USR2", "TTIN", "TTOU"):
+            os.kill(worker, signal.Signals[f"SIG{name}"])
+
+    async with start_process(*trioserve_command("--bind", "127.0.0.1:0", f"{app}:app")) as server:
+        worker = int((await server.stderr.wait_for(r"worker 1 .pid (\d+). started")).group(1))
+        send_all(worker)
+        await server.stdout.wait_for("importing")
+        send_all(worker)
+        pipe.open("w").close()
+        await server.wait_running()
+        send_all(worker)
+        assert await answering(server) == worker
 
 
 async def test_signals_in_a_row_end_it_sooner() -> None:

@@ -71,14 +71,14 @@ def play(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., None]]:
     def set_scripts(*scripts: str) -> None:
         waiting = list(scripts)
 
-        def spawn(module: str, environment: Mapping[str, str], inherited: Sequence[int], link: int) -> int:
+        def spawn(role: str, environment: Mapping[str, str], inherited: Sequence[int], link: int) -> int:
             script = waiting.pop(0) if len(waiting) > 1 else waiting[0]
             command = [sys.executable, "-I", "-S", "-c", PLAY + script]
             move = (os.POSIX_SPAWN_DUP2, inherited[0], 3)
             started.append(os.posix_spawn(command[0], command, dict(os.environ), file_actions=[move]))
             return started[-1]
 
-        monkeypatch.setattr(preload, "spawn_python", spawn)
+        monkeypatch.setattr(preload, "spawn_worker", spawn)
 
     yield set_scripts
     for pid in started:
@@ -165,7 +165,7 @@ async def test_no_process_is_no_reason_to_stop(
     def fail(*_: object) -> int:
         raise OSError(11, "no more processes")
 
-    monkeypatch.setattr(preload, "spawn_python", fail)
+    monkeypatch.setattr(preload, "spawn_worker", fail)
     async with preloads(log) as found:
         assert await found.prepare(orders) is orders
     assert "no more processes" in said(log)

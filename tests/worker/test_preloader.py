@@ -82,7 +82,7 @@ except OSError as error:
 
 
 def test_nobody_starts_it_by_hand() -> None:
-    command = [sys.executable, "-m", "trioserve.worker.preloader"]
+    command = [sys.executable, "-m", "trioserve.worker", "preloader"]
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
     assert done.returncode == 1
     assert "is started by the supervisor" in done.stderr

@@ -11,16 +11,21 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
+from typing import Literal
 
 import trio
 
-from trioserve.worker.parent_link import LINK_VARIABLE
+import trioserve
+from trioserve.signals import STRAYS_OF_A_WORKER, known
 
 # What a process inherits begins here, behind the standard streams; sd_listen_fds(3) numbers sockets so.
 FIRST_INHERITED = 3
+
+# Not resolved, as `sys.executable` is not: where a link to the whole installation is swapped, both are the new one's.
+_WORKER = str(Path(trioserve.__file__).absolute().parent / "worker" / "__main__.py")
 
 
 class ChildProcess:
@@ -72,24 +77,38 @@ def _read_status(pid: int) -> int:
 # -- starting ------------------------------------------------------------------------------------------------
 
 
-def spawn_python(module: str, environment: Mapping[str, str], inherited: Sequence[int], link: int) -> int:
-    """Run a module of ours with `inherited` as descriptors 3, 4, ..., of which `link` is the one to its parent.
+def spawn_worker(
+    role: Literal["worker", "preloader"], environment: Mapping[str, str], inherited: Sequence[int], link: int
+) -> int:
+    """Run `trioserve.worker` with `inherited` as descriptors 3, 4, ..., of which `link` is the one to its parent.
 
-    It does not import from the working directory (-P), which may be one of files to serve; loading the app adds what
-    the app needs.
+    By its path: so it finds this very trioserve, also where it is not installed, and no PYTHONPATH has to say where,
+    which the app and all that it starts would have, too. It does not import from the directory of the file, nor from
+    the working directory (-P), which may be one of files to serve; loading the app adds what the app needs.
+
+    Returns the process id.
     """
-    path = {LINK_VARIABLE: str(link), "PYTHONPATH": _python_path(environment)}
-    return _spawn(["-P", "-m", module], {**environment, **path}, inherited)
+    return _spawn(["-P", _WORKER, role, str(link)], environment, inherited, known(STRAYS_OF_A_WORKER))
 
 
 def spawn_ourselves(
     module: str, arguments: Sequence[str], environment: Mapping[str, str], inherited: Sequence[int]
 ) -> int:
-    """Run a module as its user has run it, with `inherited` as descriptors 3, 4, ...; returns the process id."""
-    return _spawn(["-m", module, *arguments], environment, inherited)
+    """Run a module as its user has run it, with `inherited` as descriptors 3, 4, ...; returns the process id.
+
+    From the working directory it imports only if we have been able to: `python -m` does, our script does not.
+    """
+    by_module = getattr(sys.modules["__main__"], "__spec__", None) is not None
+    safely = [] if by_module else ["-P"]
+    return _spawn([*safely, "-m", module, *arguments], environment, inherited, ())
 
 
-def _spawn(arguments: Sequence[str], environment: Mapping[str, str], inherited: Sequence[int]) -> int:
+def _spawn(
+    arguments: Sequence[str],
+    environment: Mapping[str, str],
+    inherited: Sequence[int],
+    blocked: Iterable[signal.Signals],
+) -> int:
     """Run this interpreter with `inherited` as descriptors 3, 4, ...; returns the process id.
 
     Never forks (posix_spawn(3)).
@@ -110,7 +129,7 @@ def _spawn(arguments: Sequence[str], environment: Mapping[str, str], inherited: 
             environment,
             file_actions=moves,
             # Whatever this process ignores or blocks is its own affair.
-            setsigmask=(),
+            setsigmask=blocked,
             setsigdef=(signal.SIGPIPE, signal.SIGTERM, signal.SIGINT, signal.SIGQUIT, signal.SIGHUP),
         )
     finally:
@@ -121,10 +140,3 @@ def _spawn(arguments: Sequence[str], environment: Mapping[str, str], inherited: 
 def _interpreter_flags() -> list[str]:
     """-W, -X, -O and so on, as this interpreter was given them."""
     return list(subprocess._args_from_interpreter_flags())  # type: ignore[attr-defined]
-
-
-def _python_path(environment: Mapping[str, str]) -> str:
-    """Where the child finds this very trioserve, even if it was not installed."""
-    home = str(Path(__file__).resolve().parents[2])
-    before = environment.get("PYTHONPATH", "")
-    return before if home in before.split(os.pathsep) else os.pathsep.join(filter(None, [before, home]))

@@ -23,7 +23,7 @@ import trio
 
 from trioserve.errors import ConfigError
 from trioserve.net.json_lines import BadMessage, JsonLines
-from trioserve.supervisor.child_process import FIRST_INHERITED, ChildProcess, spawn_python
+from trioserve.supervisor.child_process import FIRST_INHERITED, ChildProcess, spawn_worker
 from trioserve.supervisor.restart_policy import BOOT_FAILURES, GiveUp
 from trioserve.supervisor.worker_process import ForkRefused, Orders, boot_patience, packed
 from trioserve.worker.parent_link import MESSAGE_LIMIT
@@ -224,8 +224,7 @@ class _Process:
     def __init__(self, orders: Orders) -> None:
         ours, theirs = socket.socketpair()
         try:
-            module = "trioserve.worker.preloader"
-            pid = spawn_python(module, orders.environment, [theirs.fileno()], FIRST_INHERITED)
+            pid = spawn_worker("preloader", orders.environment, [theirs.fileno()], FIRST_INHERITED)
             self._process = ChildProcess(pid)
         except BaseException:
             ours.close()

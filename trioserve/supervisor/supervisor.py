@@ -20,6 +20,7 @@ from typing import Any
 
 import trio
 
+from trioserve import signals
 from trioserve.config import Config
 from trioserve.errors import EXIT_SERVER_BUG, ConfigError, TrioserveError
 from trioserve.net.activation import activated_sockets
@@ -68,7 +69,7 @@ def run_supervisor(config: Config, application: str, reload_config: Callable[[],
             supervisor.predecessor = upgrade[1]
         return supervisor.run_to_end()
     finally:
-        if upgrade is not None and (supervisor is None or supervisor.predecessor is not None):
+        if upgrade is not None and supervisor is None:
             store.hand_over()  # we never took over: the socket files are still our predecessor's
         store.close()
 
@@ -163,6 +164,9 @@ class Supervisor:
             self.log.critical("the supervisor has failed; its workers notice and drain", exc_info=True)
             return EXIT_SERVER_BUG
         finally:
+            if self.predecessor is not None:
+                self.store.hand_over()  # as above
+            self.store.close()  # before what may take long: whoever loses patience now would leave socket files
             self.board.close()
             self.logs.close(2.0)
         return self.pool.exit_code
@@ -171,14 +175,15 @@ class Supervisor:
         """The whole life."""
         self.started_at = trio.current_time()
         # Whoever reads the file may send signals at once: they must not find a process that does not expect them.
-        with trio.open_signal_receiver(*_SIGNALS) as signals, ExitStack() as self._at_end:
+        ending = signals.Ending(_SIGNALS)
+        with trio.open_signal_receiver(*_SIGNALS) as received, ExitStack() as self._at_end:
             if self.predecessor is None:  # otherwise the file is its, until we take over
                 self._at_end.enter_context(pid_file(self.config.pid_path))
             async with trio.open_nursery() as nursery:
                 self._nursery = nursery
                 self.pool.on_failure = lambda: self.drain("giving up")
                 self.pool.changed = self._tell_status
-                nursery.start_soon(self._handle_signals, signals, name="signals")
+                nursery.start_soon(self._handle_signals, received, name="signals")
                 self._preloads = Preloads(nursery, self.log)
                 if os.getpid() == 1:
                     self._reap_orphans()
@@ -196,6 +201,7 @@ class Supervisor:
                 else:
                     self._may_reload.set()
                 await self.pool.run()
+                ending.decide()
                 nursery.cancel_scope.cancel(reason="all workers have ended")
         self.log.info("stopped")
 
@@ -266,8 +272,8 @@ class Supervisor:
 
     # -- signals ---------------------------------------------------------------------------------------------
 
-    async def _handle_signals(self, signals: Any) -> None:
-        async for number in signals:
+    async def _handle_signals(self, received: Any) -> None:
+        async for number in received:
             _SIGNALS[number](self, signal.Signals(number).name)
 
     def drain(self, reason: str) -> None:

@@ -32,7 +32,7 @@ from trioserve.net.json_lines import JsonLines
 from trioserve.net.share_board import ShareBoard
 from trioserve.observe.in_flight import InFlightTable
 from trioserve.structure.crash_report import SIZE_LIMIT
-from trioserve.supervisor.child_process import FIRST_INHERITED, ChildProcess, spawn_python
+from trioserve.supervisor.child_process import FIRST_INHERITED, ChildProcess, spawn_worker
 from trioserve.worker.parent_link import MESSAGE_LIMIT
 
 # What a hung worker gets to write its report, and then to die of a signal that dumps its stacks.
@@ -287,7 +287,7 @@ def _start(orders: Orders, inherited: Sequence[int]) -> int:
     if orders.fork is not None:
         return orders.fork(inherited)
     link = FIRST_INHERITED + len(orders.sockets)
-    return spawn_python("trioserve.worker", orders.environment, inherited, link)
+    return spawn_worker("worker", orders.environment, inherited, link)
 
 
 def boot_patience(config: Config) -> float:

@@ -1,6 +1,6 @@
 """A worker process that a supervisor has started: take what was inherited, read the orders, serve.
 
-Called by `python -m trioserve.worker`. From descriptor 3 on it finds the listening sockets, then the link, the table of
+Called by `__main__.py`. From descriptor 3 on it finds the listening sockets, then the link, the table of
 requests in flight, the file for last stacks, the pipe by which it is ended when its loop is blocked, and the board on
 which all workers note their connections.
 """
@@ -12,7 +12,6 @@ import faulthandler
 import json
 import os
 import pickle
-import signal
 import socket
 import threading
 from collections.abc import Callable, Sequence
@@ -53,8 +52,6 @@ class Inherited:
 
 def main(link: int) -> int:
     """Serve until told to stop; returns the exit code."""
-    # A terminal sends Ctrl-C to everybody: the supervisor decides what it means.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
     numbers = range(3, link + 5)
     for number in numbers:
         os.set_inheritable(number, False)

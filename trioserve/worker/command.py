@@ -6,6 +6,7 @@ Called by `cli.py` (`run_command`) and `trioserve.run` (`run_app`). Signals, in 
     SIGQUIT           cancel what runs, as a second SIGTERM does
     SIGUSR1           reopen log files
     SIGHUP            reload is the supervisor's; without one certificates are read anew, if there are any
+    others            SIGUSR2, SIGTTIN and SIGTTOU are the supervisor's
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from typing import Any
 
 import trio
 
+from trioserve import signals
 from trioserve.asgi.load import load_app, wrap_app
 from trioserve.config import Config
 from trioserve.errors import (
@@ -50,6 +52,14 @@ from trioserve.worker.worker import Worker, serve_worker
 _LAST_LINES = 0.5
 
 _SIGNALS = ("SIGTERM", "SIGINT", "SIGQUIT", "SIGUSR1", "SIGHUP")
+
+# What the supervisor does on these; without one they are answered in the log. SIGHUP is, too, but has another use.
+_NEEDS_SUPERVISOR = {
+    "SIGHUP": "reloading",
+    "SIGUSR2": "upgrading",
+    "SIGTTIN": "a further worker",
+    "SIGTTOU": "a worker fewer",
+}
 
 
 def run_command(config: Config, application: str) -> int:
@@ -95,6 +105,7 @@ def run_app(
 ) -> int:
     """Serve an ASGI app in a `trio.run` of its own; returns the process's exit code. Problems go to stderr."""
     process = _Process(config, supervised)
+    is_callers = supervised is None and claim is None  # `trioserve.run`: what follows is not ours
     try:
         if supervised is None:
             process.claim = claim = claim or claim_process(config)
@@ -121,6 +132,8 @@ def run_app(
         process.hard_exit.disarm()
         if claim is not None:
             claim.listeners.close()
+        if is_callers and process.ending is not None:
+            process.ending.restore()
     return process.exit_code()
 
 
@@ -147,19 +160,21 @@ class _Process:
         self._root: trio.lowlevel.Task | None = None
         self._stops = 0
         self._ended = False
+        self.ending: signals.Ending | None = None
         self._last_words = threading.Lock()
         self.hard_exit = HardExit(self._report_hard_exit, EXIT_HARD_DRAIN)
 
     async def main(self, app: ASGIApp) -> None:
         """The root of `trio.run`: the signal handler beside the worker."""
-        wanted = [getattr(signal, name) for name in _SIGNALS if hasattr(signal, name)]
         supervised = self._supervised
+        wanted = signals.known(_SIGNALS if supervised is not None else {*_SIGNALS, *_NEEDS_SUPERVISOR})
         if supervised is not None:
             wanted.remove(signal.SIGINT)  # a terminal's Ctrl-C goes to all: the supervisor says what it means
         failure: Exception | None = None
-        with trio.open_signal_receiver(*wanted) as signals:
+        self.ending = signals.Ending(wanted)
+        with trio.open_signal_receiver(*wanted) as received:
             async with trio.open_nursery() as nursery:
-                nursery.start_soon(self._handle_signals, signals, name="signals")
+                nursery.start_soon(self._handle_signals, received, name="signals")
                 nursery.start_soon(self._notice_broken_trio, name="notice a broken trio")
                 if supervised is not None:
                     nursery.start_soon(supervised.link.run, name="link to the supervisor")
@@ -177,6 +192,7 @@ class _Process:
                     failure = error  # out of this nursery it would come in a group, and lose its exit code
                 finally:
                     self._ended = True
+                    self.ending.decide()
                     nursery.cancel_scope.cancel(reason="the worker has ended")
         if failure is not None:
             raise failure
@@ -232,23 +248,26 @@ class _Process:
         left = drain.deadline - trio.current_time()
         self.hard_exit.arm(left + CLEANUP_SECONDS + reserved + config.hard_exit_after)
 
-    async def _handle_signals(self, signals: Any) -> None:
-        async for number in signals:
+    async def _handle_signals(self, received: Any) -> None:
+        async for number in received:
             self._handle_signal(number)
 
     def _handle_signal(self, number: int) -> None:
         worker = self._worker
-        if worker is None:
-            os._exit(128 + number)
         name = signal.Signals(number).name
-        if name == "SIGUSR1":
+        if worker is None:
+            if name in signals.STOPS:
+                os._exit(128 + number)
+        elif name == "SIGUSR1":
             worker.logs.reopen()
         elif name == "SIGHUP" and self._supervised is None and worker.certificates is not None:
             worker.reload_certificates()
-        elif name == "SIGHUP" and self._supervised is None:
-            worker.logs.error.warning("SIGHUP ignored: reloading needs the supervisor; to stop, send SIGTERM")
-        elif name == "SIGHUP":
+        elif name == "SIGHUP" and self._supervised is not None:
             pass  # a terminal that closes tells all; a supervisor has been told as well
+        elif name in _NEEDS_SUPERVISOR:
+            worker.logs.error.warning(
+                "%s ignored: %s needs the supervisor; to stop, send SIGTERM", name, _NEEDS_SUPERVISOR[name]
+            )
         elif name == "SIGQUIT":
             self._stops = max(self._stops, 1) + 1
             worker.drain.hurry(name)

@@ -27,9 +27,6 @@ from trioserve.structure.drain import DrainState
 from trioserve.structure.error_tree import signature
 from trioserve.worker.worker import Worker
 
-# Names the descriptor of the link; what a supervisor's child finds in its environment, and removes.
-LINK_VARIABLE = "TRIOSERVE__WORKER_LINK"
-
 # A crash report is the longest message.
 MESSAGE_LIMIT = 1024 * 1024
 

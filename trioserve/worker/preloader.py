@@ -1,8 +1,8 @@
 """The process that has the app imported and forks workers from it (`--preload`): one thread, no trio, one socket.
 
-Started as `python -m trioserve.worker.preloader` by `supervisor/preload.py`, which explains why; nobody calls it by
-hand. It imports what a worker needs, takes all of it out of the garbage collector's sight, so that collections leave
-the shared pages alone, and then does nothing but fork when told. It ends when the other end of its socket closes.
+Called by `__main__.py` in a process that `supervisor/preload.py` has started, which explains why. It imports what a
+worker needs, takes all of it out of the garbage collector's sight, so that collections leave the shared pages alone,
+and then does nothing but fork when told. It ends when the other end of its socket closes.
 
     supervisor -> preloader    {"application": ..., "settings": ...}, then for each worker {"do": "fork"} with the
                                descriptors that `worker_process.py` lists, as SCM_RIGHTS (unix(7))
@@ -37,7 +37,6 @@ from trioserve.observe.privileges import drop_privileges
 from trioserve.observe.process import explain
 from trioserve.structure.context import Limits
 from trioserve.worker.child import Inherited, restore_config, serve_inherited
-from trioserve.worker.parent_link import LINK_VARIABLE
 
 _READ_SIZE = 64 * 1024
 
@@ -51,7 +50,6 @@ _BLOCKED = signal.valid_signals()
 
 def main(link: int) -> int:
     """Load, then fork; returns the exit code of this process, or of the worker that it has become."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # as in a worker
     os.set_inheritable(link, False)
     sock = socket.socket(fileno=link)
     orders, _ = _receive(sock)
@@ -195,12 +193,3 @@ def _flush() -> None:
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(OSError, ValueError, AttributeError):
             stream.flush()
-
-
-if __name__ == "__main__":
-    number = os.environ.pop(LINK_VARIABLE, "")
-    if not number.isdigit():
-        sys.exit(
-            "trioserve: python -m trioserve.worker.preloader is started by the supervisor; run trioserve instead"
-        )
-    sys.exit(main(int(number)))
