@@ -59,6 +59,17 @@ def run_pyfile(filename: FilePath) -> object:
     return module
 
 
+def forget_module(name: str) -> None:
+    """Have `import_object` read the module of this "module" or "module.object" again; what it imports is not."""
+    while name and name not in sys.modules:
+        name = name.rpartition(".")[0]
+    sys.modules.pop(name, None)
+    importlib.invalidate_caches()
+    if (here := str(Path.cwd())) in sys.path[1:]:
+        # Behind the directory of another release, where that was the working directory meanwhile.
+        sys.path.remove(here)
+
+
 def import_object(name: str) -> object:
     """What "module" or "module.object" names; the working directory is searched too, for console scripts."""
     here = str(Path.cwd())

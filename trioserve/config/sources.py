@@ -9,6 +9,7 @@ import itertools
 from collections.abc import Mapping
 from typing import Any
 
+from trioserve.config import files
 from trioserve.config.config import Config
 from trioserve.config.provenance import Origin, Source
 from trioserve.config.setting import ENVIRONMENT_PREFIX
@@ -54,7 +55,9 @@ def read_config(path: str | None) -> Config:
     if not path:
         return Config()
     if path.startswith("python:"):
-        return Config.from_object(path.removeprefix("python:"))
+        name = path.removeprefix("python:")
+        files.forget_module(name)
+        return Config.from_object(name)
     if path.startswith("file:"):
         return Config.from_pyfile(path.removeprefix("file:"))
     return Config.from_toml(path)

@@ -23,6 +23,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import trio
 
@@ -41,6 +42,10 @@ _LAST_STACKS = 1.0
 
 # A report that could not be sent any more, and stacks.
 _LAST_WORDS_LIMIT = SIZE_LIMIT + 64 * 1024
+
+
+# What `packed` has made; nobody changes a configuration that is in force.
+_packed: WeakKeyDictionary[Config, str] = WeakKeyDictionary()
 
 
 class WorkerState(enum.Enum):
@@ -298,11 +303,15 @@ def boot_patience(config: Config) -> float:
 def packed(config: Config) -> str:
     """The settings that are not at their defaults, with their sources, as text.
 
-    Pickled, since a Python file may set loggers and exception classes; it is our own child that reads it.
+    Pickled, since a Python file may set loggers and exception classes; it is our own child that reads it. Once: a
+    reload that fails has imported the module of such a class again, and the one of before is not in it any more.
     """
+    if (known := _packed.get(config)) is not None:
+        return known
     found = config.given()
     try:
-        return base64.b85encode(pickle.dumps(found)).decode("ascii")
+        text = _packed[config] = base64.b85encode(pickle.dumps(found)).decode("ascii")
+        return text
     except Exception:
         for name, (value, source) in found.items():
             try:
