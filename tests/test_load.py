@@ -49,6 +49,17 @@ def write(folder: Path, name: str, text: str = APP) -> Path:
     return file
 
 
+def test_a_working_directory_that_is_gone_is_told(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    gone = folder / "gone"
+    gone.mkdir()
+    monkeypatch.chdir(gone)
+    gone.rmdir()
+    with pytest.raises(
+        AppNotFound, match=r"^cannot load 'main_mod:app': the working directory is gone: No such file"
+    ):
+        load_app("main_mod:app")
+
+
 # -- paths --------------------------------------------------------------------------------------------------
 
 MAIN = """

@@ -315,6 +315,92 @@ async def test_a_reload_with_a_broken_app_leaves_the_old_one_serving(tmp_path: P
         assert await answering(server) in before
 
 
+async def test_a_reload_goes_where_the_name_of_the_working_directory_leads_by_then(tmp_path: Path) -> None:
+    def make(name: str, text: str = "") -> Path:
+        release = tmp_path / name
+        release.mkdir()
+        (release / "releasing.py").write_text(
+            text
+            or "from tests.apps import respond\n"
+            "async def app(scope, receive, send):\n"
+            f"    if scope['type'] == 'http':\n        await respond(send, {name.encode()!r})\n"
+        )
+        (release / "settings.py").write_text("workers = 1\n")
+        return release
+
+    current = tmp_path / "current"
+    current.symlink_to(make("one"))
+
+    def lead_to(place: Path) -> None:
+        current.unlink()
+        current.symlink_to(place)
+
+    async def kill_worker() -> None:
+        (worker,) = children(server.pid)
+        os.kill(worker, signal.SIGKILL)
+        await server.stderr.wait_for("ended: killed")
+        await server.stderr.wait_for("is ready")
+
+    flags = ("--pid", "pid", "-c", "python:settings")
+    env = {"PWD": str(current), "PYTHONDONTWRITEBYTECODE": "1"}
+    async with serve_command("releasing:app", *flags, workers=None, env=env, cwd=current) as server:
+        assert (await server.get()).body == b"one"
+        lead_to(make("two"))
+        server.send_signal(signal.SIGHUP)
+        await server.stderr.wait_for("reloaded")
+        assert (await server.get()).body == b"two"
+
+        # A release that fails, and one that is gone: the other one serves on, in new workers, too.
+        lead_to(make("three", "this is no Python\n"))
+        server.send_signal(signal.SIGHUP)
+        await server.stderr.wait_for("reload failed, serving on as before")
+        await kill_worker()
+        assert (await server.get()).body == b"two"
+        lead_to(tmp_path / "nowhere")
+        server.send_signal(signal.SIGHUP)
+        await server.stderr.wait_for(f"reload failed, .*{current} cannot be entered")
+        server.send_signal(signal.SIGUSR2)
+        await server.stderr.wait_for(f"upgrade failed, .*{current} cannot be entered")
+        await kill_worker()
+        assert (await server.get()).body == b"two"
+
+        # And back again, to what has been changed meanwhile.
+        lead_to(tmp_path / "one")
+        (tmp_path / "one" / "settings.py").write_text("workers = 2\n")
+        shutil.rmtree(tmp_path / "two")
+        server.send_signal(signal.SIGHUP)
+        await server.stderr.wait_for("from 1 to 2 workers")
+        assert (await server.get()).body == b"one"
+        server.send_signal(signal.SIGTERM)
+        assert await server.wait() == 0
+        assert not (tmp_path / "one" / "pid").exists()
+
+
+async def test_a_reload_reads_a_python_module_again(tmp_path: Path) -> None:
+    (tmp_path / "settings.py").write_text(
+        "class Local(Exception): ...\ncontain_errors = [Local]\nworkers = 1\n"
+    )
+    app = tmp_path / "changing.py"
+    good = (Path(__file__).parent / "apps.py").read_text()
+    app.write_text(good)
+    path = os.pathsep.join([clean_environment()["PYTHONPATH"], str(tmp_path)])
+    env = {"PYTHONDONTWRITEBYTECODE": "1", "PYTHONPATH": path}
+    flags = ("-c", "python:settings")
+    async with serve_command("changing:app", *flags, workers=None, env=env, cwd=tmp_path) as server:
+        # The class of the settings in force is not that of the module any more, and workers are still told of it.
+        app.write_text("this is no Python\n")
+        server.send_signal(signal.SIGHUP)
+        await server.stderr.wait_for("reload failed, serving on as before")
+        app.write_text(good)
+        (worker,) = children(server.pid)
+        os.kill(worker, signal.SIGKILL)
+        await server.stderr.wait_for("ended: killed")
+        await server.stderr.wait_for("is ready")
+        (tmp_path / "settings.py").write_text("workers = 2\n")
+        server.send_signal(signal.SIGHUP)
+        await server.stderr.wait_for("from 1 to 2 workers")
+
+
 async def test_a_reload_with_a_broken_configuration_leaves_everything(tmp_path: Path) -> None:
     config = tmp_path / "server.toml"
     config.write_text("keep_alive_timeout = 3\n")

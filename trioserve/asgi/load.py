@@ -104,7 +104,7 @@ def code_directories(path: str) -> list[Path]:
     The directory that becomes `sys.path[0]`, and that of its package if it is installed from elsewhere.
     """
     _, place, _ = _split(path)
-    location = Path(place).resolve()
+    location = _locate(path, place)
     if place.startswith(_OUR_OWN):
         return [Path(__file__).resolve().parent.parent]
     found = [location.parent]
@@ -118,7 +118,7 @@ def code_directories(path: str) -> list[Path]:
 
 
 def _import(path: str, place: str) -> ModuleType:
-    location = Path(place).resolve()
+    location = _locate(path, place)
     directory = str(location.parent)
     is_file = location.suffix == ".py"
     name = location.stem if is_file else location.name
@@ -138,6 +138,13 @@ def _import(path: str, place: str) -> ModuleType:
             path, f"another module called {name!r} was imported before ({where}): rename {location}"
         )
     return module
+
+
+def _locate(path: str, place: str) -> Path:
+    try:
+        return Path(place).resolve()
+    except OSError as error:
+        raise _failed(path, f"the working directory is gone: {error.strerror}") from None
 
 
 def _import_failed(path: str, name: str, directory: str, error: Exception) -> AppNotFound:

@@ -89,9 +89,9 @@ class Listeners:
         self._files.clear()
 
     def add_file(self, path: Path) -> None:
-        """Remember a socket file that was created here."""
+        """Remember a socket file that was created here; by then the working directory may be another one."""
         found = path.lstat()
-        self._files.append((path, found.st_dev, found.st_ino))
+        self._files.append((path.absolute(), found.st_dev, found.st_ino))
 
     def forget_files(self) -> None:
         """Leave the socket files to somebody else."""

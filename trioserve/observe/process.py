@@ -39,9 +39,9 @@ def pid_file(path: str | None) -> Iterator[None]:
     if path is None:
         yield
         return
-    target = Path(path)
     own = f"{os.getpid()}\n"
     try:
+        target = Path(path).absolute()  # at the end the working directory may be another one
         _write_whole(target, own)
     except OSError as error:
         reason = error.strerror or error

@@ -10,6 +10,7 @@ import json
 import os
 import socket
 from collections.abc import Iterable, Mapping, MutableMapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from trioserve.config import Config
@@ -66,7 +67,10 @@ class SocketStore:
         """Take sockets that somebody else has opened; the file of a unix socket becomes ours to remove."""
         listeners = open_listeners([f"fd://{number}" for number in descriptors])
         if key.startswith("unix:"):
-            listeners.add_file(Path(key[5:]))
+            with suppress(
+                FileNotFoundError
+            ):  # or a relative path, and the working directory is another one now
+                listeners.add_file(Path(key[5:]))
         self._opened[key] = listeners
 
     def adopt_activated(self, sockets: Sequence[ActivatedSocket]) -> None:

@@ -41,6 +41,7 @@ from trioserve.supervisor.scaling import Scaling, wanted_workers
 from trioserve.supervisor.sockets import SocketStore, take_upgrade
 from trioserve.supervisor.upgrade import Upgrade
 from trioserve.supervisor.worker_process import Orders, packed
+from trioserve.supervisor.working_directory import WorkingDirectory
 from trioserve.worker.claim import activation_remarks, chooses_by_number
 
 
@@ -139,6 +140,7 @@ class Supervisor:
         self.scaling.set(config.workers)
         self.generation = 1
         self._reload_config = reload_config
+        self._directory = WorkingDirectory(os.environ)
         self._stops = 0
         self._upgrade: Upgrade | None = None
         self._replaced = False
@@ -357,11 +359,16 @@ class Supervisor:
         if self.pool.stopping:
             return "the server is stopping"
         self.log.info("reloading: %s", reason)
-        if (
-            self.state == "running"
-        ):  # otherwise the service manager waits for the end of the start, not of this
+        # Before there is anything that serves, the service manager waits for the end of the start, not of this.
+        if self.state == "running":
             self.notifier.reloading()
-        error = await self._reload()
+        try:
+            with self._directory.entered() as stay:
+                error = await self._reload()
+                if not error:
+                    stay()
+        except (OSError, ConfigError) as failure:
+            error = str(failure)
         if self.state == "draining":
             self.log.info("the reload ends with the server")
         elif error:
@@ -427,8 +434,9 @@ class Supervisor:
             return
         self.log.info("upgrading: %s", reason)
         try:
-            self._upgrade = Upgrade(self.store, self._successor_environment())
-        except OSError as error:
+            with self._directory.entered():  # a new release may fail, and our workers are of the old one
+                self._upgrade = Upgrade(self.store, self._successor_environment())
+        except (OSError, ConfigError) as error:
             self.log.error("upgrade failed, serving on as before: %s", error)
             return
         self.log.info("the new supervisor is pid %d", self._upgrade.pid)
