@@ -181,7 +181,31 @@ class WorkerContext:
     def _note_draining(self) -> None:
         self.draining = not self.drain.delay  # otherwise `worker.py` says when
         if self.share is not None:
-            self.share.note(None)
+            self.share.withdraw()
+
+    # -- what the other workers are told ---------------------------------------------------------------------
+
+    def note_share(self, taken: int = 0) -> None:
+        """A connection has come (`taken` is 1) or gone, or there is room for one again."""
+        if self.share is not None and self.drain.state is DrainState.RUNNING:
+            self.share.note(len(self.connections), taken)
+
+    def count_share(self) -> None:
+        """Find out how many connections are busy now: before they are compared, and with each heartbeat."""
+        if self.share is not None:
+            self.share.count(len(self.connections), self._count_resting)
+
+    def _count_resting(self) -> int:
+        now = self.clock()
+        return sum([connection.rests(now) for connection in self.connections])
+
+    def stand_aside(self) -> None:
+        """There is no room for another connection: they shall not wait for us to take it."""
+        self.counters.accept_pauses += 1
+        if self.share is not None:
+            self.share.withdraw()
+
+    # -- what it is doing ------------------------------------------------------------------------------------
 
     @property
     def in_flight(self) -> int:
@@ -209,8 +233,7 @@ class WorkerContext:
         if connection.slot is not None and self.in_flight_table is not None:
             self.in_flight_table.release(connection.slot)
             connection.slot = None
-        if self.share is not None and self.drain.state is DrainState.RUNNING:
-            self.share.note(len(self.connections))
+        self.note_share()
         self.counters.requests += connection.requests
         self.deadlines.disarm(connection)
         if self.room:
@@ -227,22 +250,22 @@ class ConnectionContext(Phased):
         tls: what its handshake has agreed on (`net/tls_info.py`), None on a plain one.
     """
 
-    __slots__ = ("accepted_at", "requests", "streams", "task", "tls")
+    __slots__ = ("_moved", "_moved_at", "accepted_at", "requests", "streams", "task", "tls")
 
     def __init__(
         self, worker: WorkerContext, transport: Transport, client: Address | None, server: Address | None
     ) -> None:
         super().__init__(worker, transport, client, server)
         self.id = next(worker.ids)
-        self.accepted_at = worker.clock()
+        self.accepted_at = self._moved_at = worker.clock()
+        self._moved = 0
         self.task: trio.lowlevel.Task
         self.streams: Mapping[int, StreamContext] = _NO_STREAMS
         self.tls: TlsInfo | None = None
         self.requests = 0
         self.phase = "accepted"
         worker.connections.add(self)
-        if worker.share is not None and worker.drain.state is DrainState.RUNNING:
-            worker.share.note(len(worker.connections))
+        worker.note_share(1)
         transport.watch.on_hangup = self.peer_gone
 
     def __repr__(self) -> str:
@@ -261,6 +284,24 @@ class ConnectionContext(Phased):
         for stream in list(self.streams.values()):
             if stream.exchange is not None:
                 yield stream, stream.exchange
+
+    def rests(self, now: float) -> bool:
+        """Nothing has happened here for `LAST_REQUEST_PATIENCE`: neither a byte, nor is there an answer to be given.
+
+        A WebSocket session or a stream of events is open for ever, and at rest while nobody says anything. To be asked
+        every now and then: it goes by what has changed since it was last asked.
+        """
+        transport = self.transport
+        moved = transport.bytes_read + transport.bytes_written
+        if moved != self._moved:
+            self._moved = moved
+            self._moved_at = now
+            return False
+        if now - self._moved_at < LAST_REQUEST_PATIENCE:
+            return False
+        if self.exchange is None and not self.streams:
+            return True
+        return all(exchange.response_started for _, exchange in self.in_flight())
 
     def may_get_last_request(self) -> bool:
         """In a drain: whether a request is likely to be on its way, so that closing now would lose it.

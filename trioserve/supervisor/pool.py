@@ -391,7 +391,7 @@ class WorkerPool:
         kind = self._desk.note_end(worker, now)
         self.restarts[kind] = self.restarts.get(kind, 0) + 1
         self.killed += self.stopping and worker.status == EXIT_HARD_DRAIN
-        self.orders.board.write(worker.place, None)
+        self.orders.board.clear(worker.place)
         worker.close()
         judged = self.stopping or self.holding or self._abandon_rollout(worker) or bool(worker.ends_with)
         if not judged:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import os
+import select
 import socket
 from collections.abc import Callable
 
@@ -15,7 +16,7 @@ import trio
 
 from trioserve.net.bind import describe
 from trioserve.net.certificates import Certificates
-from trioserve.net.share_board import Share
+from trioserve.net.share_board import Patience, Share
 from trioserve.net.tls import TlsTransport
 from trioserve.net.transport import Transport
 from trioserve.structure.context import Address, ConnectionContext, WorkerContext
@@ -41,9 +42,6 @@ _RESET_MEANWHILE = frozenset({errno.ENOTCONN, errno.EINVAL, errno.ECONNRESET})
 # take the same 100 ms. A connection that closes here ends the pause early.
 _CAPACITY_PAUSE = 0.1
 
-# What another worker gets to take a connection that is more its than ours: a few turns of a loop that is busy.
-_YIELD = 0.002
-
 # The longest queue that the kernel keeps for a socket of somebody else's making, by default (somaxconn, listen(2)).
 _QUEUE_MAX = 4096
 
@@ -68,6 +66,7 @@ class Listener:
         self._name = describe(sock, "http" if certificates is None else "https")
         self._address = _server_address(sock)
         self._last_complaint = float("-inf")
+        self._patience = Patience()
 
     def __repr__(self) -> str:
         return f"<Listener {self._name}>"
@@ -84,25 +83,37 @@ class Listener:
         fd = self._sock.fileno()
         while True:
             while limit is not None and len(worker.connections) >= limit:
-                worker.counters.accept_pauses += 1
+                worker.stand_aside()
                 await worker.room.park()
             # A drain may have closed the socket in the very turn in which this task was woken, or was to begin.
             await trio.lowlevel.checkpoint_if_cancelled()
             await trio.lowlevel.wait_readable(fd)
             await trio.lowlevel.checkpoint_if_cancelled()
-            room = batch if limit is None else min(batch, limit - len(worker.connections))
-            if worker.share is not None:
-                room = min(room, await self._find_fair_room(worker.share))
+            room = batch if worker.share is None else min(batch, await self._find_fair_room(worker.share))
+            if limit is not None:
+                room = min(room, limit - len(worker.connections))
             if not self.accept(room):
                 await self._wait_capacity()
 
     async def _find_fair_room(self, share: Share) -> int:
         """How many connections are ours to take; waits a moment if they are another worker's."""
-        room = share.room(len(self._worker.connections))
-        if room > 0:
-            return room
-        await trio.sleep(_YIELD)
-        return max(share.room(len(self._worker.connections)), share.room_after_yielding())
+        worker = self._worker
+        patience = self._patience
+        worker.count_share()
+        while (room := share.room(len(worker.connections))) <= 0:
+            await trio.sleep(patience.pause)
+            worker.count_share()
+            if share.room(len(worker.connections)) <= 0:
+                most = patience.judge(queued=self._is_queued())
+                if most is not None:
+                    return most
+        patience.reset()
+        return room
+
+    def _is_queued(self) -> bool:
+        poller = select.poll()
+        poller.register(self._sock, select.POLLIN)
+        return bool(poller.poll(0))
 
     def accept_last(self) -> None:
         """Accept all that the kernel has queued: whoever is left in the queue of a closed socket is reset.
@@ -161,9 +172,10 @@ class Listener:
         worker.base_context.copy().run(_start_task, self._connections.start_soon, connection)
 
     async def _wait_capacity(self) -> None:
-        self._worker.counters.accept_pauses += 1
+        self._worker.stand_aside()
         with trio.move_on_after(_CAPACITY_PAUSE):
             await self._worker.room.park()
+        self._worker.note_share()
 
     def _complain(self, error: OSError) -> None:
         now = self._worker.clock()

@@ -93,6 +93,7 @@ class ParentLink:
         while True:
             if self._worker is not None:
                 self._worker.context.date_requests()
+                self._worker.context.count_share()
             statistics = self._statistics()
             self.tell("beat", **statistics)
             busy = statistics["requests"] != before or statistics["in_flight"]
