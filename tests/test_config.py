@@ -6,6 +6,7 @@ import ast
 import copy
 import dataclasses
 import grp
+import importlib
 import inspect
 import logging
 import math
@@ -877,6 +878,32 @@ def test_a_command_knows_the_file_it_was_configured_by(tmp_path: Path) -> None:
     assert load_config({}, {"TRIOSERVE_CONFIG": f"file:{python}"}).file_path == str(python)
     assert load_config({}, {}, "python:tests.apps").file_path is None
     assert load_config({}, {}).file_path is None
+
+
+def test_a_command_reads_a_module_each_time_and_a_package_only_if_it_is_the_one_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
+    package = tmp_path / "again_package"
+    package.mkdir()
+    (package / "__init__.py").write_text("import trioserve\nimported = []\nmade = trioserve.Config\n")
+    (package / "conf.py").write_text("workers = 1\n")
+    (tmp_path / "again_module.py").write_text("class conf:\n    workers = 1\n")
+    try:
+        importlib.import_module("again_package").imported.append("by somebody")
+        for name in ("again_package.conf", "again_module.conf"):
+            assert load_config({}, {}, f"python:{name}").workers == 1
+        (package / "conf.py").write_text("workers = 2\n")
+        (tmp_path / "again_module.py").write_text("class conf:\n    workers = 2\n")
+        for name in ("again_package.conf", "again_module.conf"):
+            assert load_config({}, {}, f"python:{name}").workers == 2
+        assert sys.modules["again_package"].imported == ["by somebody"]
+        load_config({}, {}, "python:again_package.made")
+        assert sys.modules["again_package"].imported == []
+    finally:
+        for name in [name for name in sys.modules if name.startswith("again_")]:
+            del sys.modules[name]
 
 
 def test_a_list_changed_into_nonsense_is_found() -> None:

@@ -61,11 +61,15 @@ def run_pyfile(filename: FilePath) -> object:
 
 def forget_module(name: str) -> None:
     """Have `import_object` read the module of this "module" or "module.object" again; what it imports is not."""
+    rest = ""
     while name and name not in sys.modules:
-        name = name.rpartition(".")[0]
-    sys.modules.pop(name, None)
+        name, _, rest = name.rpartition(".")
+    module = sys.modules.get(name)
+    # A package whose module has yet to be imported is not what was read.
+    if not rest or not hasattr(module, "__path__") or hasattr(module, rest):
+        sys.modules.pop(name, None)
     importlib.invalidate_caches()
-    if (here := str(Path.cwd())) in sys.path[1:]:
+    if "" not in sys.path and (here := str(Path.cwd())) in sys.path[1:]:
         # Behind the directory of another release, where that was the working directory meanwhile.
         sys.path.remove(here)
 
