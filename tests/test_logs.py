@@ -57,6 +57,25 @@ def no_logger_is_left_changed() -> Iterator[None]:
         assert state == before.get(name, fresh), name
 
 
+def test_the_error_log_can_be_moved_and_stays_the_same_logger(tmp_path: Path) -> None:
+    logs = setup_logs(make_config(errorlog=str(tmp_path / "first"), accesslog=None, loglevel="INFO"))
+    error = logs.error
+    error.info("one")
+    with pytest.raises(ConfigError, match="cannot be opened"):
+        logs.change_error_log(make_config(errorlog=str(tmp_path / "none" / "second"), accesslog=None))
+    error.info("two")
+    logs.change_error_log(make_config(errorlog=str(tmp_path / "second"), accesslog=None, loglevel="WARNING"))
+    assert logs.error is error
+    error.info("three")
+    error.warning("four")
+    (tmp_path / "first").rename(tmp_path / "moved")
+    logs.reopen()
+    assert logs.close()
+    assert re.findall(r"\] (\w+)\n", (tmp_path / "moved").read_text()) == ["one", "two"]
+    assert re.findall(r"\] (\w+)\n", (tmp_path / "second").read_text()) == ["four"]
+    assert not (tmp_path / "first").exists()
+
+
 def test_the_error_log_has_hypercorns_line(tmp_path: Path) -> None:
     logs = setup_logs(make_config(errorlog=str(tmp_path / "error")))
     assert isinstance(logs.error, logging.Logger)

@@ -28,6 +28,7 @@ from tests.e2e.process import (
     serve_command,
     start_process,
     trioserve_command,
+    wait_in_file,
 )
 from trioserve.testing import connect
 
@@ -374,6 +375,32 @@ async def test_a_reload_goes_where_the_name_of_the_working_directory_leads_by_th
         server.send_signal(signal.SIGTERM)
         assert await server.wait() == 0
         assert not (tmp_path / "one" / "pid").exists()
+
+
+async def test_a_reload_is_followed_by_the_supervisor_too_and_what_is_not_is_named(tmp_path: Path) -> None:
+    config, log = tmp_path / "server.toml", tmp_path / "error.log"
+    config.write_text(f'crash_dir = "{tmp_path}/first"\n')
+    async with supervised("-c", str(config), workers=1) as server:
+        config.write_text(
+            f'crash_dir = "{tmp_path}/second"\nerrorlog = "{log}"\npid_path = "{tmp_path}/pid"\nuse_reloader = true\n'
+        )
+        server.send_signal(signal.SIGHUP)
+        await server.stderr.wait_for(f"the error log is {log} from here on")
+        await wait_in_file(log, "not applied by a reload, .*: pid_path, use_reloader\n")
+        await wait_in_file(log, "reloaded: generation 2")
+        os.kill(children(server.pid)[0], signal.SIGKILL)
+        await wait_in_file(log, "ended: killed")
+        await until(lambda: list((tmp_path / "second").glob("*.json")), "the supervisor's report")
+        assert not (tmp_path / "first").exists()
+        await wait_in_file(log, r"worker 3 .pid \d+. is ready")
+        config.write_text(f'errorlog = "{log}"\nloglevel = "WARNING"\n')
+        server.send_signal(signal.SIGHUP)
+        await until(lambda: len(children(server.pid)) == 2, "a successor")
+        await until(lambda: len(children(server.pid)) == 1, "the end of its predecessor")
+        server.send_signal(signal.SIGTERM)
+        assert await server.wait() == 0
+    assert "stopped" not in server.stderr.text
+    assert "stopped\n" not in log.read_text()
 
 
 async def test_a_reload_reads_a_python_module_again(tmp_path: Path) -> None:

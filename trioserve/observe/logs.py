@@ -83,6 +83,24 @@ class Logs:
         """Open the log files anew (SIGUSR1, after a rotation); those of a `logconfig` are left alone."""
         self._writer.reopen()
 
+    def change_error_log(self, config: Any) -> None:
+        """Have `error` write where `config` says, at its level, and remain the same logger.
+
+        May block for half a second, for lines that the old place does not take.
+
+        Raises:
+            ConfigError: the setting cannot be followed; nothing has changed.
+        """
+        successor = setup_logs(config)
+        writer, applied, logger = self._writer, self._applied, successor.error
+        self.error.handlers[:] = logger.handlers
+        self.error.setLevel(logger.level)
+        self.error.parent, self.error.propagate = logger.parent, logger.propagate
+        self._attached = [(self.error, handler) for _, handler in successor._attached]
+        self._writer, self._applied = successor._writer, successor._applied
+        writer.close(0.5)
+        applied.undo()
+
     def close(self, timeout: float = 2.0) -> bool:
         """Write what is queued, for at most `timeout` seconds, and undo what was changed; True if all went.
 

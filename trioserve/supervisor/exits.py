@@ -29,11 +29,12 @@ class ExitDesk:
 
     Attributes:
         history: the last crash reports, for `trioserve ctl crashes`.
+        crash_dir: where each report becomes a file, or None.
     """
 
     def __init__(self, crash_dir: str | None, log: logging.Logger) -> None:
         self.history = CrashHistory()
-        self._crash_dir = crash_dir
+        self.crash_dir = crash_dir
         self._log = log
         self._events_before: dict[int, dict[str, int]] = {}
 
@@ -79,8 +80,8 @@ class ExitDesk:
             self._log.error("%s", describe(death))
             report = build_exit_report(death)
             if completes_own_report(death):
-                complete_report(report, self._crash_dir)
+                complete_report(report, self.crash_dir)
             else:
-                emit_report(report, self._crash_dir)
+                emit_report(report, self.crash_dir)
             self.history.add(report)
         return kind.value

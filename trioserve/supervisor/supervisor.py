@@ -25,7 +25,7 @@ from trioserve.config import Config
 from trioserve.errors import EXIT_SERVER_BUG, ConfigError, TrioserveError
 from trioserve.net.activation import activated_sockets
 from trioserve.net.share_board import ShareBoard
-from trioserve.observe.logs import Logs, setup_logs
+from trioserve.observe.logs import setup_logs
 from trioserve.observe.notify import Notifier, clean_environment, run_watchdog
 from trioserve.observe.privileges import drop_privileges
 from trioserve.observe.process import explain, pid_file
@@ -117,11 +117,10 @@ class Supervisor:
     ) -> None:
         packed(config)  # what no worker could be told is an error of the start, not of a worker's
         self.config = config
-        self.application = application
         self.store = store
         self.predecessor: int | None = None
         self.state = "starting"
-        self.logs = _open_logs(config)
+        self.logs = setup_logs(_without_requests(config))
         self.log: logging.Logger = self.logs.error
         self.board = ShareBoard.create()
         self.environment = clean_environment(os.environ)
@@ -139,6 +138,8 @@ class Supervisor:
         self.scaling = Scaling(self.pool, self.log)
         self.scaling.set(config.workers)
         self.generation = 1
+        self._application = application
+        self._first_config = config
         self._reload_config = reload_config
         self._directory = WorkingDirectory(os.environ)
         self._stops = 0
@@ -206,6 +207,11 @@ class Supervisor:
                 ending.decide()
                 nursery.cancel_scope.cancel(reason="all workers have ended")
         self.log.info("stopped")
+
+    @property
+    def application(self) -> str:
+        """What workers import."""
+        return self.config.application_path or self._application
 
     def is_healthy(self) -> bool:
         """There is at least one worker that serves, or all are still starting or leaving."""
@@ -401,6 +407,7 @@ class Supervisor:
             return failure
         if self.predecessor is None:  # otherwise they are its, until we take over
             self.store.drop_others(config)
+        self._take_over(before, config)
         self._apply_workers(before, config)
         return ""
 
@@ -412,6 +419,30 @@ class Supervisor:
         rollout = self.pool.roll_out(orders)
         await rollout.done.wait()
         return rollout.error
+
+    def _take_over(self, before: Config, config: Config) -> None:
+        """The settings that are ours and no worker's."""
+        self.desk.crash_dir = config.crash_dir
+        first = self._first_config
+        left = [name for name in _FOR_LIFE if getattr(config, name) != getattr(first, name)]
+        if config.use_reloader and self.reloader is None:
+            left.append("use_reloader")
+        if config.workers == 0:
+            left.append("workers")
+        if any(getattr(config, name) != getattr(before, name) for name in _OF_THE_LOG):
+            if isinstance(config.errorlog, logging.Logger) or isinstance(first.errorlog, logging.Logger):
+                left.append("errorlog")
+            else:
+                self.log.info("the error log is %s from here on", config.errorlog or "off")
+                try:
+                    self.logs.change_error_log(_without_requests(config))
+                except ConfigError as error:
+                    self.log.error("the supervisor's own log stays where it is: %s", error)
+        if left:
+            self.log.warning(
+                "not applied by a reload, but by an upgrade (SIGUSR2) or a restart: %s",
+                ", ".join(sorted(left)),
+            )
 
     def _apply_workers(self, before: Config, config: Config) -> None:
         """A changed number of workers counts; one that was changed by hand since stays otherwise."""
@@ -499,6 +530,11 @@ class Supervisor:
                 self.pool.reconcile()
 
 
+# Settings that are followed once, at the start.
+_FOR_LIFE = ("control", "exit_when_idle", "group", "pid_path", "user")
+
+_OF_THE_LOG = ("errorlog", "loglevel", "logconfig", "logconfig_dict")
+
 # What each signal does to a supervisor.
 _SIGNALS: dict[int, Callable[[Supervisor, str], object]] = {
     signal.SIGTERM: Supervisor.stop,
@@ -521,9 +557,9 @@ async def _wait_gone(pid: int) -> None:
             os.close(descriptor)
 
 
-def _open_logs(config: Config) -> Logs:
-    """The error log only: requests are the workers' to log."""
+def _without_requests(config: Config) -> Config:
+    """For the error log only: requests are the workers' to log."""
     ours = copy.copy(config)
     for name in ("accesslog", "statsd_host"):
         object.__setattr__(ours, name, None)
-    return setup_logs(ours)
+    return ours
