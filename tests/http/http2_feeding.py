@@ -48,7 +48,7 @@ class Connection:
     Attributes:
         engine, outcome. answer: called with the engine and a stream's id when a request has begun or was refused.
         frames: all that the engine has put out. windows: the streams of `window_opened`, in order.
-        acknowledge: give DATA back at once. order: what the sink was told, in order.
+        acknowledge: give DATA back at once. order: what the sink was told, in order. now: the time, for the engine.
     """
 
     def __init__(
@@ -62,6 +62,7 @@ class Connection:
         self.outcome = Outcome()
         self.answer = answer
         self.acknowledge = acknowledge
+        self.now = 0.0
         self.windows: list[int] = []
         self.order: list[tuple[str, int]] = []
         self.written: list[bytes] = []
@@ -145,7 +146,7 @@ class Connection:
             if self.outcome.fault is not None:
                 break
             try:
-                self.engine.receive(piece)
+                self.engine.receive(piece, self.now)
             except Http2Fault as fault:
                 self.outcome.fault = int(fault.code)
             assert self.engine.closing or self.outcome.fault is None

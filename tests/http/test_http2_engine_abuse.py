@@ -75,6 +75,54 @@ def test_resets_between_useful_responses_are_no_attack(kind: str) -> None:
     assert connection.outcome.fault is None
 
 
+def test_requests_that_are_given_up_one_by_one_over_hours_are_no_attack(kind: str) -> None:
+    """A search box beside a stream of events: nothing is ever answered completely."""
+    connection = opened(kind, **BUDGETS)
+    connection.feed(headers(1))
+    connection.engine.send_head(1, 200, [], False)
+    for stream_id in range(3, 4001, 2):
+        connection.now += 1 / 30
+        connection.feed(headers(stream_id))
+        connection.now += 1 / 1000
+        connection.feed(rst_stream(stream_id))
+    assert connection.outcome.fault is None
+    assert len(connection.outcome.told_resets) == 1999
+
+
+def test_time_gives_back_so_many_a_second_and_never_more_than_there_were(kind: str) -> None:
+    connection = opened(kind, **BUDGETS, resets_per_second=4)
+    streams = ids()
+
+    def give_up(count: int) -> None:
+        given_up = [
+            headers(stream_id) + rst_stream(stream_id)
+            for stream_id, _ in zip(streams, range(count), strict=False)
+        ]
+        connection.feed(b"".join(given_up))
+
+    connection.now = 4096  # the budget was full all the time
+    give_up(20)
+    connection.now += 2.375
+    give_up(9)
+    connection.now += 0.125
+    give_up(1)
+    connection.now += 3600
+    give_up(20)
+    assert connection.outcome.fault is None
+    connection.now += 0.125
+    give_up(1)
+    assert connection.outcome.fault == CALM
+
+
+def test_a_rapid_reset_gains_nothing_by_the_time_it_takes(kind: str) -> None:
+    connection = opened(kind, **BUDGETS)
+    for stream_id in range(1, 20001, 2):
+        connection.now += 1 / 1000
+        connection.feed(headers(stream_id) + rst_stream(stream_id))
+    assert connection.outcome.fault == CALM
+    assert len(connection.outcome.requests) <= 22
+
+
 def test_giving_up_a_response_that_has_begun_is_no_attack(kind: str) -> None:
     connection = opened(kind, **BUDGETS)
     for stream_id in range(1, 2001, 2):
@@ -267,10 +315,10 @@ def test_many_acknowledgements_of_a_large_body_are_no_flood(kind: str, piece: in
 
 def test_acknowledgements_that_nobody_reads_are_bounded(kind: str) -> None:
     connection = Connection(kind)
-    connection.engine.receive(OPENING)
+    connection.engine.receive(OPENING, 0)
     size = connection.engine.out_size
     for _ in range(100):
-        connection.engine.receive(ping() * 2)
+        connection.engine.receive(ping() * 2, 0)
     assert connection.engine.out_size == size + 200 * 17, "the driver sees it, and stops reading"
     pongs = [each for each in connection.frames if each.kind == PING and each.flags & ACK]
     assert len(pongs) == 200

@@ -53,7 +53,7 @@ def exchange(connection: Connection, peer: Http2Peer) -> None:
     for _ in range(1000):
         sent, written = peer.take(), b""
         if sent:
-            connection.engine.receive(sent)
+            connection.engine.receive(sent, 0)
         written = connection.take()
         if written:
             peer.receive(written)

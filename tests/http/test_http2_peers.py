@@ -443,6 +443,23 @@ async def test_a_broken_connection_is_closed_with_its_code_and_others_are_served
         assert server.failure is None
 
 
+async def test_requests_given_up_now_and_then_are_forgiven_in_time(
+    http2_engine: str, autojump_clock: MockClock
+) -> None:
+    async with served(Witness(), http2_engine=http2_engine, h2_max_concurrent_streams=2) as (_, client):
+        waiting = await client.open()
+        for _ in range(20):
+            await client.reset(await client.open())
+            await trio.sleep(0.1)
+        assert (await client.request(get(b"/quick"))).status == 200
+        assert not client.peer.responses[waiting].over
+        given_up = [headers(stream_id) + rst_stream(stream_id) for stream_id in range(1001, 1021, 2)]
+        await client.send_raw(b"".join(given_up))
+        await client.read_until(lambda peer: peer.goaway is not None)
+        assert client.peer.goaway is not None
+        assert client.peer.goaway[1] == ErrorCode.ENHANCE_YOUR_CALM
+
+
 async def test_a_fault_ends_the_streams_in_flight(http2_engine: str, autojump_clock: MockClock) -> None:
     app = Witness()
     async with served(app, http2_engine=http2_engine) as (server, client):

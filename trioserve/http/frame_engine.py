@@ -81,7 +81,8 @@ class FrameEngine(FrameStreams):
     def in_head(self) -> bool:
         return bool(self._block_stream) or (len(self._held) > 3 and self._opened and self._held[3] == HEADERS)
 
-    def receive(self, data: bytes) -> None:
+    def receive(self, data: bytes, now: float) -> None:
+        self._now = now
         if self._spent:
             self.gain_read()
         if self._missing:

@@ -242,7 +242,8 @@ class H2Engine(EngineBase):
 
     # -- receiving -------------------------------------------------------------------------------------------
 
-    def receive(self, data: bytes) -> None:
+    def receive(self, data: bytes, now: float) -> None:
+        self._now = now
         buffer = self._buffer
         buffer += data
         self.gain_read()

@@ -130,7 +130,7 @@ class Http2:
                 size = BODY_READ_SIZE if len(data) >= READ_SIZE else READ_SIZE
                 self._now = clock()
                 try:
-                    engine.receive(data)
+                    engine.receive(data, self._now)
                 except Http2Fault as fault:
                     self._end_by_fault(fault)
                     return

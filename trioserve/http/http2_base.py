@@ -50,8 +50,8 @@ class EngineBase:
     """Common state of a connection; see `Http2Engine` for the public attributes."""
 
     __slots__ = (
-        "_acks_due", "_control_left", "_goaway_last", "_idle_priorities", "_limits", "_resets_left", "_sink", "_spent",
-        "closing", "last_pong", "last_stream_id", "out", "settings_acknowledged",
+        "_acks_due", "_control_left", "_goaway_last", "_idle_priorities", "_limits", "_now", "_resets_left",
+        "_resets_since", "_sink", "_spent", "closing", "last_pong", "last_stream_id", "out", "settings_acknowledged",
     )  # fmt: skip
 
     def __init__(self, sink: Http2Sink, limits: Http2Limits) -> None:
@@ -63,7 +63,9 @@ class EngineBase:
         self.settings_acknowledged = False
         self.last_pong: bytes | None = None
         self._goaway_last = LARGEST_STREAM_ID
+        self._now = 0.0  # when the bytes came that are being looked at
         self._resets_left = limits.reset_budget
+        self._resets_since = 0.0  # up to when time has given back
         self._control_left = limits.control_budget
         self._acks_due = 0  # WINDOW_UPDATEs that DATA of ours have called for
         self._spent = False  # something was taken from the budgets and is not back
@@ -119,6 +121,8 @@ class EngineBase:
 
     def spend_reset(self) -> None:
         """A stream came to nothing by the peer's doing."""
+        if self._resets_left == self._limits.reset_budget:
+            self._resets_since = self._now  # there was nothing that time could have given back
         self._spent = True
         self._resets_left -= 1
         if self._resets_left < 0:
@@ -151,8 +155,11 @@ class EngineBase:
             self.spend_control()
 
     def gain_read(self) -> None:
-        """Bytes have arrived: a flood comes many frames at a time."""
-        self._gain(2, 0)
+        """Bytes have arrived: a flood comes many frames at a time, and in no time."""
+        rate = self._limits.resets_per_second
+        due = int((self._now - self._resets_since) * rate)
+        self._resets_since += due / rate
+        self._gain(2, due)
 
     def _gain(self, control: int, resets: int) -> None:
         limits = self._limits

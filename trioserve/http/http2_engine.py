@@ -1,10 +1,10 @@
 """The interface of the HTTP/2 engines, server side: who calls what, and the limits that hold in both.
 
-An engine turns bytes into calls of an `Http2Sink` and calls into bytes (`out`); it does no I/O, knows no clock and
+An engine turns bytes into calls of an `Http2Sink` and calls into bytes (`out`); it does no I/O, asks no clock and
 never waits. `http2.py` reads, writes, owns the streams' tasks, and is the sink. The two engines are `h2_engine.py`
 (the library h2, the reference) and `frame_engine.py` (our own); one conformance suite runs on both.
 
-What is whose: framing, HPACK, stream states, flow control, the rules about fields, and guards that need no clock are
+What is whose: framing, HPACK, stream states, flow control, the rules about fields, and the guards against abuse are
 the engine's. Deadlines (SETTINGS that nobody acknowledges, a peer that reads or sends too slowly), limits on bodies,
 and every answer, the one to a refused request included, are the driver's.
 """
@@ -73,8 +73,8 @@ class RequestHead:
 class Http2Limits:
     """What one connection may do. Sizes are bytes.
 
-    The guards are budgets without a clock: what costs us and is of no use to anybody takes from a budget, useful work
-    gives back, up to where it began. An empty one ends the connection with ENHANCE_YOUR_CALM.
+    The guards are budgets: what costs us and is of no use to anybody takes from a budget, useful work gives back, up to
+    where it began. An empty one ends the connection with ENHANCE_YOUR_CALM.
 
     Attributes:
         max_concurrent_streams: open at once; what is over is refused, to be tried again. 100 is the RFC's least.
@@ -91,6 +91,9 @@ class Http2Limits:
             have read it yet, and their refusal costs less than the answers it could ask for before. A complete
             response gives one back. Twice the streams that may be open, so that a browser may give up a whole page at
             once.
+        resets_per_second: so many of them time gives back. nghttp2's figure, beside bursts of 1000: a key that is held
+            down repeats 30 times a second, and a search may be given up for each. A peer may have many more requests
+            than that answered, so this adds nothing to what it can cost.
         control_budget: frames that carry nothing: PING, SETTINGS, PRIORITY, WINDOW_UPDATE, empty DATA, unknown types,
             frames on closed streams. nghttp2 allows bursts of 1000, too. Each read gives 2 back (one frame a packet is
             no flood), each complete response 8. DATA on streams that we have reset may have been on their way: they are
@@ -111,6 +114,7 @@ class Http2Limits:
     block_factor: int = 2
     continuation_frames: int = 16
     reset_budget: int = 200
+    resets_per_second: int = 33
     control_budget: int = 1000
     idle_priorities: int = 100
     closed_streams: int = 256
@@ -182,8 +186,10 @@ class Http2Engine(Protocol):
     def start(self) -> None:
         """Put our SETTINGS, and the connection's window, into `out`."""
 
-    def receive(self, data: bytes) -> None:
+    def receive(self, data: bytes, now: float) -> None:
         """Take bytes as they came from the peer, cut anywhere, beginning with the connection preface.
+
+        `now` is the time in seconds, of any clock that goes forward.
 
         Raises:
             Http2Fault: after its GOAWAY is in `out`. Nothing may be received afterwards.
