@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import random
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import trio
 from trio.testing import wait_all_tasks_blocked
 
 from tests.apps import echo, hello, read_body, respond
-from tests.http.http2_client import POST
+from tests.http.http2_client import POST, data_frame
 from tests.http.http2_serving import connected, get, served
 from trioserve.errors import ClientDisconnected
 from trioserve.testing import serving
@@ -146,6 +147,30 @@ async def test_bodies_that_are_not_read_hold_up_no_other(http2_engine: str) -> N
         reading.set()
         for stream_id in waiting:
             assert (await client.response(stream_id)).body == b"%d" % window
+
+
+async def test_a_body_in_tiny_frames_takes_no_more_memory_than_its_window(http2_engine: str) -> None:
+    reading = trio.Event()
+
+    async def handler(scope: Any, receive: Any, send: Any) -> None:
+        await reading.wait()
+        await respond(send, await read_body(receive))
+
+    data = random.Random(1).randbytes(8000)
+    async with served(app_of(handler), http2_engine=http2_engine) as (server, client):
+        stream_id = await client.open(POST, end=False)
+        await client.send_raw(b"".join(data_frame(stream_id, data[at : at + 2]) for at in range(0, 8000, 2)))
+        (connection,) = server.worker.context.connections
+        with trio.fail_after(10):
+            while not connection.streams:
+                await trio.sleep(0.001)
+            exchange = connection.streams[stream_id].exchange
+            while exchange.received_bytes < len(data):
+                await trio.sleep(0.001)
+        assert sum(map(sys.getsizeof, exchange.received)) < 1.1 * len(data)
+        reading.set()
+        await client.send_raw(data_frame(stream_id, end=True))
+        assert (await client.response(stream_id)).body == data
 
 
 async def test_100_is_sent_when_the_app_first_reads(http2_engine: str) -> None:
