@@ -47,6 +47,8 @@ def read(
     for start, stop in itertools.pairwise(edges):
         try:
             reader.receive(data[start:stop])
+            while reader.held:
+                reader.receive(b"")
         except WebSocketFault as fault:
             code = fault.code
         events += reader.controls
@@ -226,6 +228,98 @@ def test_a_bomb_ends_at_the_limit(parts: int) -> None:
     exact = compress(bytes(LIMIT))
     assert read(frame(BINARY, exact, rsv=4), deflate=True) == ([(2, bytes(LIMIT))], None)
     assert read(frame(BINARY, compress(bytes(LIMIT + 1)), rsv=4), deflate=True)[1] == 1009
+
+
+def small_bombs(count: int, size: int = LIMIT) -> bytes:
+    """Whole messages of about a thousandth of the `size` that they become."""
+    return frame(BINARY, compress(bytes(size)), rsv=4) * count
+
+
+def test_a_reader_is_held_when_it_has_made_much_of_little() -> None:
+    wire = small_bombs(60)
+    assert len(wire) < LIMIT // 10
+    reader = FrameReader(LIMIT, Inflater(15, keep=True))
+    reader.receive(wire)
+    for _ in range(59):
+        assert reader.messages == [(2, bytes(LIMIT))]
+        assert reader.held
+        reader.messages.clear()
+        reader.receive(b"")
+    assert reader.messages == [(2, bytes(LIMIT))]
+    assert not reader.held
+    # What arrives meanwhile stands behind it.
+    reader.receive(wire + frame(PING, b"last"))
+    while reader.held:
+        assert not reader.controls
+        reader.receive(b"")
+    assert reader.controls == [(PING, b"last")]
+
+
+def test_one_large_message_is_read_in_steps() -> None:
+    limit = 32 * LIMIT
+    wire = small_bombs(1, limit)
+    reader = FrameReader(limit, Inflater(15, keep=True))
+    reader.receive(wire)
+    sizes = [0]
+    while reader.held:
+        sizes.append(reader.buffered)
+        reader.receive(b"")
+    assert max(after - before for before, after in itertools.pairwise(sizes)) <= 5 * LIMIT
+    assert reader.messages == [(2, bytes(limit))]
+
+
+@pytest.mark.parametrize("fin", [True, False])
+def test_empty_final_blocks_are_read_in_steps(fin: bool) -> None:
+    """Each is allowed (RFC 7692 section 7.2.3.4), and each takes longer than any other two bytes."""
+    blocks = b"\x03\x00" * 20_000
+    wire = frame(TEXT, blocks + compress(b"at last"), rsv=4, fin=fin) + (b"" if fin else frame(CONT))
+    reader = FrameReader(LIMIT, Inflater(15, keep=True))
+    reader.receive(wire)
+    steps = 1
+    while reader.held:
+        steps += 1
+        reader.receive(b"")
+    assert steps >= 10
+    assert reader.messages == [(1, "at last")]
+
+
+def test_tiny_compressed_messages_are_read_in_steps() -> None:
+    reader = FrameReader(LIMIT, Inflater(15, keep=True))
+    reader.receive(frame(BINARY, b"\x03\x00\x00", rsv=4) * 5000)
+    most, count = len(reader.messages), 0
+    while reader.held:
+        count += len(reader.messages)
+        reader.messages.clear()
+        reader.receive(b"")
+        most = max(most, len(reader.messages))
+    assert count + len(reader.messages) == 5000
+    assert most <= 500
+
+
+def test_a_compressed_message_larger_than_a_piece_is_the_same_however_it_arrives() -> None:
+    text = "".join(random.Random(9).choices("abcdefghäöü€", k=20_000))
+    data = compress(text.encode())
+    assert len(data) > 8192
+    wire = frame(TEXT, data, rsv=4) + frame(TEXT, compress(b"more"), rsv=4)
+    for cuts in ((), (5000,), range(1, len(wire)), range(1, len(wire), 4096)):
+        assert read(wire, deflate=True, cuts=cuts) == ([(1, text), (1, "more")], None)
+
+
+@pytest.mark.parametrize("deflate", [True, False])
+def test_what_nobody_wants_is_skipped_and_controls_are_read(deflate: bool) -> None:
+    reader = FrameReader(LIMIT, Inflater(15, keep=True) if deflate else None)
+    rsv = 4 if deflate else 0
+    cut = compress("ä".encode()) if deflate else "ä".encode()
+    reader.receive(frame(TEXT, b"before") + frame(TEXT, cut[:1], rsv=rsv, fin=False))
+    reader.discard()
+    assert reader.messages == []
+    rest = frame(CONT, cut[1:])
+    if deflate:
+        rest += small_bombs(60) + frame(TEXT, b"\xff\xff\xff", rsv=4)
+    reader.receive(rest + frame(TEXT, b"after") + frame(CLOSE))
+    assert not reader.held
+    assert sum(len(data) for _, data in reader.messages) < 10
+    assert reader.controls == [(CLOSE, b"")]
 
 
 COMPRESSED_FAULTS = {

@@ -16,7 +16,7 @@ from trioserve.errors import ClientDisconnected
 from trioserve.testing import no_leaks
 
 from ..waiting import until_blocked
-from .test_websocket_frames import COMPRESSED_FAULTS, FAULTS, LIMIT
+from .test_websocket_frames import COMPRESSED_FAULTS, FAULTS, LIMIT, small_bombs
 from .websocket_apps import Handled, Recorder, echo, text, wait_for_ever
 from .websocket_client import (
     BINARY,
@@ -400,6 +400,75 @@ async def test_an_app_that_does_not_receive_stops_the_client(hub: str) -> None:
         client.raw.send_eof()
         await client.raw.receive_all()
     assert received >= sent
+
+
+async def test_what_comes_out_of_decompressing_is_bounded_too(hub: str) -> None:
+    """Whole messages of a kilobyte that become a megabyte each: one more than there is room for is read."""
+    go = trio.Event()
+    recorder = Recorder()
+
+    async def app(receive: Any, send: Any) -> None:
+        await go.wait()
+        await recorder(receive, send)
+
+    settings: Any = {"websocket_compression": "on", "hub": hub}
+    async with serving(Handled(app), **settings) as server:
+        async with session(server, deflate="permessage-deflate; client_max_window_bits") as client:
+            await client.raw.send(small_bombs(40))
+            await trio.testing.wait_all_tasks_blocked(0.05)
+            (connection,) = server.worker.context.connections
+            running: Any = connection.exchange
+            running.read_ahead()  # for hubs that do not call
+            assert 1 <= len(running.messages) <= 2
+            go.set()
+            await client.close()
+            await client.expect_close(1000)
+    assert [len(data) for data in recorder.messages[:-1]] == [LIMIT] * 40
+    assert recorder.messages[-1] == (1000, "")
+
+
+async def test_an_app_that_only_receives_gives_way_while_much_is_decompressed(hub: str) -> None:
+    go = trio.Event()
+    turns = 0
+    turns_at: list[int] = []
+
+    async def app(receive: Any, send: Any) -> None:
+        await go.wait()
+        while (await receive())["type"] == "websocket.receive":
+            turns_at.append(turns)
+
+    async def take_turns() -> None:
+        nonlocal turns
+        while True:
+            await trio.lowlevel.checkpoint()
+            turns += 1
+
+    settings: Any = {"websocket_compression": "on", "hub": hub}
+    async with serving(Handled(app), **settings) as server, trio.open_nursery() as nursery:
+        async with session(server, deflate="permessage-deflate; client_max_window_bits") as client:
+            await client.raw.send(small_bombs(20, 256 * 1024))
+            await trio.testing.wait_all_tasks_blocked(0.05)
+            nursery.start_soon(take_turns)
+            go.set()
+            await client.close()
+            await client.expect_close(1000)
+        nursery.cancel_scope.cancel()
+    assert len(turns_at) == 20
+    assert turns_at[-1] - turns_at[0] >= 15
+
+
+async def test_a_message_that_a_ping_finds_reaches_the_app_that_waits_for_it(hub: str) -> None:
+    """It came after the loop has looked at its sockets, and was read before the loop looks again."""
+    handled = Handled(echo)
+    async with serving(handled, hub=hub) as server, session(server) as client:
+        await trio.testing.wait_all_tasks_blocked(0.02)
+        (connection,) = server.worker.context.connections
+        running: Any = connection.exchange
+        socket.socket.send(client.raw.sock, frame(TEXT, b"found"))  # type: ignore[arg-type]
+        assert running.outlasts("websocket_ping")
+        assert bool(running.messages) is (hub == "portable")
+        with trio.fail_after(5):
+            assert await client.receive() == "found"
 
 
 async def test_a_client_that_does_not_read_stops_the_app(hub: str) -> None:

@@ -12,8 +12,19 @@ import trio.testing
 from trioserve import testing
 from trioserve.testing import TestServer
 
+from .test_websocket_frames import small_bombs
 from .websocket_apps import Handled, Recorder, echo, text, wait_for_ever
-from .websocket_client import PONG, TEXT, Closed, WebSocketClient, handshake, session
+from .websocket_client import (
+    CLOSE,
+    PONG,
+    TEXT,
+    Closed,
+    WebSocketClient,
+    close_payload,
+    frame,
+    handshake,
+    session,
+)
 
 serving = functools.partial(testing.serving, lifespan="off")
 
@@ -214,6 +225,24 @@ async def test_an_answered_close_ends_at_once_whatever_the_app_does(autojump_clo
         clock = Clock()
         await client.expect_close(1000)
         assert clock.now < 1
+
+
+async def test_an_answer_behind_compressed_messages_ends_at_once_too(autojump_clock: Any) -> None:
+    """Which nobody wants any more, and which are not decompressed therefore."""
+
+    async def app(receive: Any, send: Any) -> None:
+        await send({"type": "websocket.close"})
+        await trio.sleep(1000)
+
+    settings: Any = {"hub": "epoll", "websocket_compression": "on", "websocket_close_timeout": 7}
+    async with serving(Handled(app), **settings) as server:
+        async with session(server, deflate="permessage-deflate; client_max_window_bits") as client:
+            clock = Clock()
+            assert await client.receive() == Closed(1000, "")
+            await client.raw.send(small_bombs(10) + frame(CLOSE, close_payload(1000)))
+            await client.expect_end()
+            assert clock.now < 1
+        assert late(server) == {}
 
 
 async def test_a_drain_is_not_kept_by_who_does_not_answer(autojump_clock: Any) -> None:

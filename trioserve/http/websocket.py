@@ -32,7 +32,7 @@ from trioserve.http.websocket_frames import (
     frame,
 )
 from trioserve.http.websocket_handshake import WebSocketRequest, agree_compression, check_request
-from trioserve.http.websocket_wire import AHEAD, READS, SessionRules, WebSocketWire
+from trioserve.http.websocket_wire import AHEAD, TURN, SessionRules, WebSocketWire
 from trioserve.structure.boundary import is_cancellation
 from trioserve.structure.context import Served
 from trioserve.structure.deadlines import NEVER
@@ -119,6 +119,8 @@ class WebSocket(WebSocketWire):
             return
         if self._ahead < AHEAD:
             self.read_ahead()  # for hubs that do not call
+            if self.messages or self._reader.held:
+                self.stream.wake_reader()  # what it waits for has just been read
             if self.state is not _OPEN:
                 return
         else:
@@ -174,8 +176,8 @@ class WebSocket(WebSocketWire):
             self.outcome, self.error = fault.outcome, fault.summary
             code = SERVICE_RESTART if fault.status == 503 else INTERNAL_ERROR
         if self.state is _OPEN:
-            self._close(code, "")
             self.state = _CLOSED
+            self.wire_close(code, "")
 
     async def _finish_closing(self) -> None:
         """Write what is left, and wait for the peer's close frame, or its end, in the phase `websocket_close`."""
@@ -194,17 +196,16 @@ class WebSocket(WebSocketWire):
         if self._receiving:
             stream.wake_reader()  # a task that outlives the app
             await trio.lowlevel.checkpoint()
-        reads = 0
+        self._reader.discard()
         while not self._peer_done:
-            data = stream.read_nowait()
-            if data is None:
+            if self._busy >= TURN:
+                self._busy = 0
+                await self._give_way()
+            elif self._take_next():
+                self.messages.clear()
+            else:
                 await stream.wait_readable()
-                continue
-            self._take(data)
-            self.messages.clear()
-            reads += 1
-            if not reads % READS:
-                await trio.lowlevel.checkpoint()
+                self._busy = 0
         self._end_stream()
 
     def _note_cancelled(self) -> None:

@@ -6,7 +6,9 @@ compressed: 95, 35 and 17); the tests hold what is decided here against both. Wh
 in C (0.3 µs for 32 bytes, 3 in Python), and the negotiation of compression.
 
 A fault is found at the byte that makes it one, UTF-8 included, so where the network split the bytes changes nothing.
-What is kept of an unfinished message is at most the limit on messages, after decompression as well.
+What is kept of an unfinished message is at most the limit on messages, after decompression as well. And since a few
+bytes may decompress to a thousand times as many, a reader stops now and then and is `held`: what it has read is taken
+off, or others have their turn, before it goes on.
 """
 
 from __future__ import annotations
@@ -45,6 +47,15 @@ _COMPRESS_FROM = 64
 
 # Above this compressing would hold up everyone else for longer than 10 ms (about 40 MB/s on one core).
 _COMPRESS_TO = 256 * 1024
+
+# Compressed payload is decompressed in pieces of this size: each takes up to 8 ms, and becomes 4 MiB at most.
+_PIECE = 4 * 1024
+
+# What comes out of decompressing before a reader is held; no more than a bounded queue has room for.
+_STEP = 64 * 1024
+
+# What a call into zlib counts for beside what comes out: it takes as long, or longer where a block was the final one.
+_CALL = 256
 
 Message = tuple[int, "str | bytes"]
 
@@ -142,17 +153,21 @@ class Inflater:
     """Decompresses what arrives, never to more than it is allowed; `keep` as in `Deflater`.
 
     With its context it holds about 14 kB (window of 12 bits), 42 where the peer would not promise a smaller window.
+
+    Attributes:
+        work: what it has done so far, in bytes that came out or might have.
     """
 
-    __slots__ = ("_bits", "_keep", "_state")
+    __slots__ = ("_bits", "_keep", "_state", "work")
 
     def __init__(self, bits: int, *, keep: bool) -> None:
         self._bits = bits
         self._keep = keep
         self._state: zlib._Decompress | None = None
+        self.work = 0
 
     def inflate(self, data: bytes, room: int) -> bytes:
-        """Decompress a part of a message, which may come to `room` bytes.
+        """Decompress a piece of a message, which may come to `room` bytes.
 
         Raises:
             WebSocketFault: it is more, or no deflate data.
@@ -166,13 +181,16 @@ class Inflater:
                 part = state.decompress(data, room + 1)
             except zlib.error:
                 raise WebSocketFault(INVALID_DATA, "compressed data is damaged") from None
-            room -= len(part)
+            size = len(part)
+            self.work += size + _CALL
+            room -= size
             if room < 0:
                 raise WebSocketFault(TOO_BIG, "message too big when decompressed")
             parts.append(part)
             if not state.eof:
                 return part if len(parts) == 1 else b"".join(parts)
-            # A final block (RFC 7692 section 7.2.3.4): what follows it is a stream of its own.
+            # A final block (RFC 7692 section 7.2.3.4): what follows it is a stream of its own. Copied each time, which
+            # is nothing as long as `data` is a piece.
             self._state = None
             data = state.unused_data
             if not data:
@@ -186,6 +204,15 @@ class Inflater:
         return last
 
 
+class _Skipper(Inflater):
+    """In the place of an inflater when nobody wants the messages any more."""
+
+    __slots__ = ()
+
+    def inflate(self, data: bytes, room: int) -> bytes:  # noqa: ARG002
+        return b""
+
+
 # -- in ------------------------------------------------------------------------------------------------------
 
 
@@ -196,12 +223,12 @@ class FrameReader:
         messages: whole messages in their order, each with `TEXT` and a str or `BINARY` and bytes; to be taken off.
         controls: pings, pongs and the close frame, in their order; to be taken off. Nothing is read after a close.
         received: bytes of payload that have arrived in messages.
-        inflated: bytes that have come out of decompressing them.
+        held: not all that has arrived was read, since decompressing it makes much of it; `receive(b"")` goes on.
     """
 
     __slots__ = (
         "_body", "_fin", "_inflate", "_inflater", "_left", "_mask", "_max_size", "_opcode", "_pending", "_utf8",
-        "closed", "controls", "inflated", "messages", "received",
+        "closed", "controls", "held", "messages", "received",
     )  # fmt: skip
 
     def __init__(self, max_size: int, inflater: Inflater | None = None) -> None:
@@ -218,7 +245,7 @@ class FrameReader:
         self.messages: list[Message] = []
         self.controls: list[tuple[int, bytes]] = []
         self.received = 0
-        self.inflated = 0
+        self.held = False
         self.closed = False
 
     @property
@@ -226,16 +253,36 @@ class FrameReader:
         """Bytes held of a message that is not whole."""
         return len(self._body)
 
+    @property
+    def work(self) -> int:
+        """What decompressing has taken so far, in bytes that came out."""
+        return 0 if self._inflater is None else self._inflater.work
+
+    def discard(self) -> None:
+        """Nobody wants the messages any more: those to come need not be decompressed, and may be wrong."""
+        self.messages.clear()
+        if self._inflater is not None:
+            if self._inflate:
+                self._body.clear()
+                self._utf8 = None
+            self._inflater = _Skipper(15, keep=False)
+
     def receive(self, data: bytes) -> None:
-        """Take what has arrived: adds to `messages` and `controls`.
+        """Take what has arrived, behind what is `held`: adds to `messages` and `controls`.
 
         Raises:
             WebSocketFault: the session must be failed; what was whole before the fault is in the two lists.
         """
         if self._pending:
             data, self._pending = self._pending + data, b""
+            self.held = False
         at, end = 0, len(data)
+        inflater = self._inflater
+        most = 0 if inflater is None else inflater.work + _STEP
         while at < end and not self.closed:
+            if inflater is not None and inflater.work >= most:
+                self.held = True
+                break
             if self._left:
                 at = self._take_part(data, at)
                 continue
@@ -280,7 +327,7 @@ class FrameReader:
         size = stop - start
         if (first == 0x81 or first == 0x82) and size <= self._max_size:
             payload = apply_mask(data[start:stop], data[start - 4 : start])
-        elif (first == 0xC1 or first == 0xC2) and self._inflater is not None:
+        elif (first == 0xC1 or first == 0xC2) and size <= _PIECE and self._inflater is not None:
             payload = self._inflater.end(
                 self._max_size, apply_mask(data[start:stop], data[start - 4 : start])
             )
@@ -341,8 +388,11 @@ class FrameReader:
             self._end_frame()
 
     def _take_part(self, data: bytes, at: int) -> int:
-        """What is here of the current frame's payload; returns where it ends."""
+        """What is here of the current frame's payload, or a piece of it; returns where it ends."""
         stop = min(len(data), at + self._left)
+        inflater = self._inflater if self._inflate else None
+        if inflater is not None:
+            stop = min(stop, at + _PIECE)
         size = stop - at
         self._left -= size
         self.received += size
@@ -350,9 +400,8 @@ class FrameReader:
         part = apply_mask(data[at:stop], mask)
         turn = size & 3
         self._mask = mask[turn:] + mask[:turn]
-        if self._inflate and self._inflater is not None:
-            part = self._inflater.inflate(part, self._max_size - len(self._body))
-            self.inflated += len(part)
+        if inflater is not None:
+            part = inflater.inflate(part, self._max_size - len(self._body))
         self._add(part)
         if not self._left:
             self._end_frame()

@@ -36,12 +36,16 @@ from trioserve.structure.phases import RunningExchange
 
 _OPEN, _CLOSED, _LOST = SessionState.OPEN, SessionState.CLOSED, SessionState.LOST
 
-# How much is read while the app is not in `receive()`, before the peer has to wait. What a client that talks while it
-# listens sends in a moment; also the most that may come before the app has accepted, when nothing should.
+# How much is read while the app is not in `receive()`, before the peer has to wait; what comes out of decompressing it
+# counts as well. What a client that talks while it listens sends in a moment; also the most that may come before the
+# app has accepted, when nothing should.
 AHEAD = 64 * 1024
 
-# Reads in a row that found something, before the other tasks get a turn: 16 KiB of the smallest frames take 5 ms.
-READS = 4
+# How much is read and decompressed in a row before the other tasks get a turn: of the smallest frames it takes 20 ms.
+TURN = 64 * 1024
+
+# What a read counts for beside its bytes: many small ones in a row take their time, too.
+_READ = 256
 
 
 class SessionRules:
@@ -91,6 +95,7 @@ class WebSocketWire(WebSocketSession):
     )
     _peer_done = False  # it has closed, has left, or is not listened to any more
     _ahead = 0
+    _busy = 0  # with what has been read, since the others had their turn
     _alive = False  # something has arrived since the last ping that is not answered
     _ping_at = NEVER
     _dead_at = NEVER
@@ -172,7 +177,7 @@ class WebSocketWire(WebSocketSession):
         self.read_ahead()  # what has come meanwhile was announced when nobody listened
         if worker.draining:
             self.note_drain()
-        if self.messages:
+        if self.messages or self._reader.held:
             self.stream.wake_reader()
         return full
 
@@ -181,46 +186,51 @@ class WebSocketWire(WebSocketSession):
     async def wire_wait_message(self) -> None:
         stream = self.stream
         messages = self.messages
-        self._ahead = 0
-        reads = 0
         while self.state is _OPEN and not messages:
+            self._ahead = 0
             if self._fault is not None:
                 self._fail(self._fault)
                 return
-            data = stream.read_nowait()
-            if data is None:
+            if self._busy >= TURN:
+                self._busy = 0
+                await self._give_way()
+            elif not self._take_next():
                 try:
                     await stream.wait_readable()
                 except trio.ClosedResourceError:
                     self._note_end()
-                continue
-            self._take(data)
-            reads += 1
-            if not reads % READS:
-                await trio.lowlevel.checkpoint()
+                self._busy = 0
 
     def read_ahead(self) -> None:
         """Called by the hub when something has arrived and the app is not in `receive()`."""
-        reader = self._reader
         left = AHEAD  # of this call, should what is read be thrown away
         while self._ahead < AHEAD and left > 0 and not self._peer_done and self._fault is None:
-            data = self.stream.read_nowait()
-            if data is None:
+            before = self._ahead
+            if not self._take_next():
                 return
-            left -= len(data)
-            inflated = reader.inflated
-            self._take(data)
-            self._ahead += len(data) + reader.inflated - inflated
+            left -= self._ahead - before
             if self.state is _CLOSED:
                 self.messages.clear()
                 self._ahead = 0
 
-    def _take(self, data: bytes) -> None:
-        if not data:
+    def _take_next(self) -> bool:
+        """Take what was read and is held, or else what is there; False if there is nothing."""
+        if self._reader.held:
+            self._take(b"")
+            return True
+        data = self.stream.read_nowait()
+        if data is None:
+            return False
+        if data:
+            self._alive = True
+            self._take(data)
+        else:
             self._note_end()
-            return
-        self._alive = True
+        return True
+
+    def _take(self, data: bytes) -> None:
         reader = self._reader
+        before = reader.work
         try:
             reader.receive(data)
         except WebSocketFault as fault:
@@ -230,6 +240,9 @@ class WebSocketWire(WebSocketSession):
             else:
                 self._fail(fault)
         else:
+            size = len(data) + reader.work - before
+            self._ahead += size
+            self._busy += size + _READ
             if reader.controls:
                 self._take_controls()
 
@@ -308,7 +321,7 @@ class WebSocketWire(WebSocketSession):
 
     def wire_close(self, code: int, reason: str) -> bool:
         full = self._close(code, reason)
-        self.messages.clear()
+        self._reader.discard()
         self._ahead = 0
         self.stream.wake_reader()
         return full
