@@ -241,6 +241,14 @@ def test_compression_is_agreed_on(offer: str, answer: str | None, meaning: Any) 
     assert agree_compression(request, "off") is None
 
 
+def test_offers_without_end_are_declined_unread() -> None:
+    for size, lines in ((1024, 1), (1026, 1), (60_000, 1), (40, 100)):
+        # What could be agreed on stands last.
+        field = (b"a," * size)[: size - 18] + b"permessage-deflate"
+        request = WebSocketRequest(b"/", "1.1", [(b"sec-websocket-extensions", field)] * lines)
+        assert (agree_compression(request, "on") is not None) is (size * lines <= 1024)
+
+
 def test_contextless_compression_asks_for_as_much() -> None:
     request = WebSocketRequest(b"/", "1.1", [(b"sec-websocket-extensions", b"permessage-deflate")])
     agreed = agree_compression(request, "contextless")
