@@ -352,6 +352,32 @@ async def test_a_drain_serves_those_who_waited_at_the_limit() -> None:
                 await assert_served(holder)
 
 
+async def test_a_drain_leaves_the_queues_on_which_somebody_else_accepts() -> None:
+    async with serving(hello, bind=["127.0.0.1:0", "127.0.0.1:0"], max_connections=1) as server:
+        mine, theirs = (TestServer(server.worker, [address]) for address in server.addresses)
+        with server.worker.listeners.sockets[1].dup() as sibling, waiting_clients(mine, 1) as holder:
+            await assert_served(holder)
+            with waiting_clients(mine, 3) as clients, waiting_clients(theirs, 3):
+                server.worker.left_to_others = [1]
+                server.worker.drain.begin("the test")
+                await assert_served(clients)
+                await server.worker.drain.wait(DrainState.STOPPED)
+                for _ in range(3):
+                    sibling.accept()[0].close()
+
+
+async def test_a_worker_that_cannot_go_on_leaves_its_supervisor_the_queue() -> None:
+    async with serving(hello, max_connections=1) as server:
+        with server.worker.listeners.sockets[0].dup() as supervisors, waiting_clients(server, 1) as holder:
+            await assert_served(holder)
+            with waiting_clients(server, 3):
+                server.worker.supervised = True
+                server.worker.drain.begin("the test", grace=1.0, fatal=True)
+                await server.worker.drain.wait(DrainState.STOPPED)
+                for _ in range(3):
+                    supervisors.accept()[0].close()
+
+
 async def test_a_drain_during_a_shortage_ends_in_time(autojump_clock: MockClock) -> None:
     async with serving(hello) as server:
         with waiting_clients(server, 2), descriptors_left(1), socket.socket():

@@ -53,6 +53,7 @@ class WorkerPool:
         workers: those that have not ended, by id.
         failure: why the whole is to end, or None.
         stopping: no worker is started any more.
+        handed_over: another supervisor's workers accept on the same sockets.
         holding: no worker is started: the app is being imported once for all of them, or has failed and is to change.
         patient: somebody is about to mend the app: instead of a failure, wait for the next `roll_out`.
         killed: how many had to be ended, after `stop`, because they did not end in time.
@@ -69,6 +70,7 @@ class WorkerPool:
         self.workers: dict[int, WorkerProcess] = {}
         self.failure: GiveUp | None = None
         self.stopping = False
+        self.handed_over = False
         self.holding = False
         self.patient = False
         self.killed = 0
@@ -347,10 +349,17 @@ class WorkerPool:
             self.reconcile()
 
     def _drain(self, worker: WorkerProcess) -> None:
-        worker.drain(worker.leaving)
+        worker.drain(worker.leaving, self._left_to_others(worker))
         self._nursery.start_soon(self._end_in_time, worker, name=f"end of worker {worker.id}")
         if worker.ready_at is None:
             self._nursery.start_soon(self._cut_deaf_startup, worker, name=f"startup of worker {worker.id}")
+
+    def _left_to_others(self, worker: WorkerProcess) -> list[int]:
+        """The sockets of a worker, by their place, on which somebody accepts when it no longer does."""
+        if self.stopping:
+            return list(range(len(worker.sockets))) if self.handed_over else []
+        others = {sock for other in self.ready() if other is not worker for sock in other.sockets}
+        return [place for place, sock in enumerate(worker.sockets) if sock in others]
 
     async def _cut_deaf_startup(self, worker: WorkerProcess) -> None:
         with trio.move_on_after(_STARTUP_PATIENCE):

@@ -482,7 +482,7 @@ class Supervisor:
         self.log.info("the new supervisor (pid %d) is ready", pid)
         self.notifier.main_pid(pid)
         self.store.hand_over()
-        self._replaced = True  # the service does not stop
+        self._replaced = self.pool.handed_over = True  # the service does not stop
         if not self.pool.stopping:
             self.drain(f"replaced by pid {pid}")
 

@@ -89,6 +89,7 @@ class WorkerProcess:
         place: its own on the board of connections, as long as it lives.
         state: its `WorkerState`.
         leaving: why it is to be replaced or given up, or ""; it goes on accepting until it is told to drain.
+        sockets: those on which it listens.
         asked: what the supervisor has asked it to do last ("", "drain: ...", "kill: ..."), for the exit report.
         heard: it has said that it drains, or is gone.
         ends_with: the exit code that it has announced, because it drains by itself (0: after a signal), or None.
@@ -105,6 +106,7 @@ class WorkerProcess:
         self.asked = ""
         self.ends_with: int | None = None
         self.config = orders.config
+        self.sockets = orders.sockets
         self._has_orders = False
         self.started_at = now
         self.ready_at: float | None = None
@@ -201,10 +203,15 @@ class WorkerProcess:
         answers.append(answer)
         answered.set()
 
-    def drain(self, reason: str) -> None:
-        """Have it finish what it has and exit; one that still starts has nothing to finish."""
+    def drain(self, reason: str, left_to_others: Sequence[int] = ()) -> None:
+        """Have it finish what it has and exit; one that still starts has nothing to finish.
+
+        Nor has it what is queued on those of its sockets, by their place, on which somebody else goes on accepting.
+        """
         self.asked = f"drain: {reason}"
-        if self.state is WorkerState.STARTING or not self.tell("drain", reason=reason):
+        if self.state is WorkerState.STARTING or not self.tell(
+            "drain", reason=reason, left_to_others=left_to_others
+        ):
             self.send_signal(signal.SIGTERM)
         self.state = WorkerState.DRAINING
 

@@ -145,6 +145,7 @@ class ParentLink:
             return
         match order.get("do"):
             case "drain":
+                worker.left_to_others = order.get("left_to_others", ())
                 worker.drain.begin(str(order.get("reason", "")))
             case "hurry":
                 if worker.drain.state is not DrainState.STOPPED:

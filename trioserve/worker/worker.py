@@ -21,7 +21,7 @@ import functools
 import gc
 import logging
 import socket
-from collections.abc import Awaitable, Callable, Iterable, Iterator
+from collections.abc import Awaitable, Callable, Collection, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
@@ -64,6 +64,7 @@ class Worker:
         certificates: for those that speak TLS.
         trigger_error: what the caller's shutdown trigger raised, or None.
         supervised: a supervisor says where it can be reached, and when there is too little to do for it.
+        left_to_others: the listening sockets, by their place, on which somebody goes on accepting after its drain.
         last_words: what a process that is ours says before the watchdog ends it, its loop being blocked; to be set
             by who owns the process, None where the watchdog may only warn.
     """
@@ -77,6 +78,7 @@ class Worker:
         self.trigger_error: Exception | None = None
         self.last_words: LastWords | None = None
         self.supervised = False
+        self.left_to_others: Collection[int] = ()
         self.certificates = Certificates(config) if listeners.secure else None
         self._owns_process = owns_process
         self._mounts: StaticMounts | None = None
@@ -291,7 +293,9 @@ class Worker:
         await drain.wait_delay()
         context.draining = True
         self._listening.cancel(reason="draining")
-        for listener in listeners:
+        for place, listener in enumerate(listeners):
+            if place in self.left_to_others or (self.supervised and drain.cut_lifespan):
+                continue  # a sibling or a successor has more time for them than we have
             # What the kernel has queued was accepted on our behalf: serve it, or its clients get a reset.
             try:
                 listener.accept_last()
