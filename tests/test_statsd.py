@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from hypercorn.config import Config
 
+from tests.threads import no_more_threads
 from trioserve.errors import ConfigError
 from trioserve.observe.access_log import AccessEntry
 from trioserve.observe.log_writer import LogWriter
@@ -142,6 +143,14 @@ def test_a_name_that_does_not_resolve_is_counted() -> None:
         time.sleep(0.005)
     assert client.statistics().datagrams_sent == 0
     assert "errors" in repr(client)
+    client.close()
+
+
+def test_a_name_for_which_there_is_no_thread_is_counted_too() -> None:
+    client = StatsdClient("localhost", 8125)
+    with no_more_threads():
+        client.deliver([make_entry()])
+    assert client.statistics().errors >= 1
     client.close()
 
 

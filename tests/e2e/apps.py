@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import os
+import threading
 import time
 from typing import Any
 
@@ -13,6 +14,7 @@ import trio
 
 import trioserve
 from tests.apps import echo, read_body, respond
+from tests.threads import IMPOSSIBLE_STACK
 
 # What stands in messages, queries, headers and bodies, and may stand in no report.
 SECRET = "hunter2"
@@ -73,6 +75,12 @@ async def _segfault(scope: Any, receive: Any, send: Any) -> None:
     import ctypes
 
     ctypes.string_at(0)
+
+
+async def _no_threads(scope: Any, receive: Any, send: Any) -> None:
+    """From here on no thread can be started."""
+    threading.stack_size(IMPOSSIBLE_STACK)
+    await respond(send)
 
 
 async def _describe(scope: Any, receive: Any, send: Any) -> None:
@@ -240,6 +248,7 @@ ROUTES: dict[str, Any] = {
     "/interrupt": _raiser(KeyboardInterrupt),
     "/large": _large,
     "/leak": _leak,
+    "/no-threads": _no_threads,
     "/memory": _raiser(MemoryError),
     "/raise": _raise,
     "/raise-late": _raise_late,

@@ -42,6 +42,20 @@ async def test_a_request_in_flight_finishes_then_lifespan_shuts_down_then_exit_0
     assert server.stdout.text.split("\n")[:-1] == ["lifespan.startup", "holding", "lifespan.shutdown"]
 
 
+@pytest.mark.parametrize("workers", [0, 1])
+async def test_a_drain_that_no_thread_can_be_started_for_is_one_like_any_other(workers):
+    async with serve_command(APP, workers=workers) as server:
+        async with held_request(server) as client:
+            assert (await server.get("/no-threads")).status == 200
+            server.send_signal(signal.SIGTERM)
+            await server.stderr.wait_for("no thread can be started to end the process should the drain hang")
+            await client.send(b"!")
+            assert (await client.read_response("POST")).status == 200
+        assert await server.wait() == 0
+    assert server.stdout.text.split("\n")[:-1] == ["lifespan.startup", "holding", "lifespan.shutdown"]
+    assert server.reports() == []
+
+
 async def test_idle_connections_are_closed_at_once_and_delay_nothing():
     async with serve_command(APP, "--keep-alive", "3600") as server:
         async with server.connect() as used, server.connect() as fresh:

@@ -10,7 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import ExitStack, asynccontextmanager
 from types import FrameType
 from typing import Any, ClassVar
 
@@ -19,9 +19,11 @@ import trio
 
 from trioserve.observe import blocking
 from trioserve.observe.blocking import Block, LoopWatch, call_within, is_debugged
-from trioserve.testing import no_leaks
+from trioserve.testing import no_leaks, serving
 
+from ..apps import respond
 from ..disturbances import undisturbed
+from ..threads import no_more_threads
 
 pytestmark = pytest.mark.alone
 
@@ -461,9 +463,26 @@ def test_what_returns_has_been_called() -> None:
     assert called == [1, 2]
 
 
-def test_without_room_for_a_thread_it_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(_thread: threading.Thread) -> None:
-        raise RuntimeError("can't start new thread")
+def test_without_room_for_a_thread_it_goes_on() -> None:
+    with no_more_threads():
+        call_within(10, lambda: pytest.fail("it was called"))
 
-    monkeypatch.setattr(threading.Thread, "start", refuse)
-    call_within(10, lambda: pytest.fail("it was called"))
+
+async def test_a_worker_that_gets_no_thread_for_its_watchdog_serves_without(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    with ExitStack() as room:
+
+        async def app(scope: Any, receive: Any, send: Any) -> None:
+            if scope["type"] == "lifespan":
+                await receive()
+                room.enter_context(no_more_threads())
+                await send({"type": "lifespan.startup.complete"})
+                await receive()
+                await send({"type": "lifespan.shutdown.complete"})
+            else:
+                await respond(send)
+
+        async with serving(app, block_warn=1.0) as server:
+            assert (await server.get()).status == 200
+    assert "no thread can be started to watch the event loop" in caplog.text

@@ -8,7 +8,8 @@ import pytest
 import trio
 import trio.testing
 
-from trioserve.structure.drain import Drain, DrainState
+from tests.threads import no_more_threads
+from trioserve.structure.drain import Drain, DrainState, HardExit
 
 
 async def test_each_step_is_taken_once_in_any_order_of_calls() -> None:
@@ -57,3 +58,17 @@ async def test_a_later_cause_shortens_the_grace_and_never_lengthens_it(autojump_
         assert drain.deadline - began == 4
     assert trio.current_time() - began == pytest.approx(4)
     assert drain.cut_lifespan
+
+
+def test_a_hard_exit_that_has_no_thread_says_so_and_can_be_armed_later() -> None:
+    hard_exit = HardExit(lambda: None, 82)
+    with no_more_threads():
+        assert not hard_exit.arm(3600)
+        hard_exit.disarm()
+    hard_exit = HardExit(lambda: None, 82)
+    with no_more_threads():
+        assert not hard_exit.arm(3600)
+    assert hard_exit.arm(3600)
+    with no_more_threads():
+        assert hard_exit.arm(3600)
+    hard_exit.disarm()

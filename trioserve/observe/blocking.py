@@ -163,11 +163,19 @@ class LoopWatch:
         return BlockStatistics(self._episodes, max(self._longest, current), current)
 
     def start(self) -> None:
-        """Begin watching the trio run, and the thread, in which this is called."""
+        """Begin watching the trio run, and the thread, in which this is called.
+
+        Raises:
+            RuntimeError: no thread can be started. There is nothing to stop.
+        """
         self._token = trio.lowlevel.current_trio_token()
         self._loop_thread = threading.get_ident()
         self._pulse.beat()
-        self._thread.start()
+        try:
+            self._thread.start()
+        except RuntimeError:
+            self._pulse.take_out(for_good=True)
+            raise
 
     def stop(self) -> None:
         """End the thread and leave nothing in trio. Idempotent; to be called where `start` was."""

@@ -176,7 +176,14 @@ class StatsdClient:
             return
         self._resolving = True
         self._resolve_at = time.monotonic() + RESOLVE_INTERVAL
-        threading.Thread(target=self._resolve_in_thread, name="trioserve-statsd-resolve", daemon=True).start()
+        thread = threading.Thread(
+            target=self._resolve_in_thread, name="trioserve-statsd-resolve", daemon=True
+        )
+        try:
+            thread.start()
+        except RuntimeError:  # no room for one now
+            self._errors += 1
+            self._resolving = False
 
     def _resolve_in_thread(self) -> None:
         try:

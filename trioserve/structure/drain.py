@@ -135,13 +135,21 @@ class HardExit:
         self._disarmed = threading.Event()
         self._thread: threading.Thread | None = None
 
-    def arm(self, seconds: float) -> None:
-        """Start counting; later calls are ignored, so that nobody can push the exit further away."""
+    def arm(self, seconds: float) -> bool:
+        """Start counting; later calls are ignored, so that nobody can push the exit further away.
+
+        False if no thread can be started (pids.max, TasksMax): the drain must end without one behind it.
+        """
         if self._thread is None:
-            self._thread = threading.Thread(
+            thread = threading.Thread(
                 target=self._watch, args=(seconds,), name="trioserve-hard-exit", daemon=True
             )
-            self._thread.start()
+            try:
+                thread.start()
+            except RuntimeError:
+                return False
+            self._thread = thread
+        return True
 
     def disarm(self) -> None:
         """The process ends by itself; stop the thread."""

@@ -246,7 +246,10 @@ class _Process:
         drain = self._worker.drain
         reserved = 0.0 if drain.cut_lifespan else config.shutdown_timeout
         left = drain.deadline - trio.current_time()
-        self.hard_exit.arm(left + CLEANUP_SECONDS + reserved + config.hard_exit_after)
+        if not self.hard_exit.arm(left + CLEANUP_SECONDS + reserved + config.hard_exit_after):
+            self._worker.logs.error.warning(
+                "no thread can be started to end the process should the drain hang (pids.max, TasksMax, ulimit -u?)"
+            )
 
     async def _handle_signals(self, received: Any) -> None:
         async for number in received:

@@ -252,9 +252,16 @@ class Worker:
         warn_after = self.config.block_warn
         kill_after = None if self.last_words is None else self.config.block_kill
         if warn_after is not None or kill_after is not None:
-            reporter = BlockedLoop(self.context, self.last_words)
-            self.context.loop_watch = LoopWatch(warn_after, kill_after, reporter)
-            self.context.loop_watch.start()
+            watch = LoopWatch(warn_after, kill_after, BlockedLoop(self.context, self.last_words))
+            try:
+                watch.start()
+            except RuntimeError:
+                self.logs.error.warning(
+                    "no thread can be started to watch the event loop (pids.max, TasksMax, ulimit -u?): "
+                    "block_warn and block_kill have no effect"
+                )
+            else:
+                self.context.loop_watch = watch
 
     def _unwatch_loop(self) -> None:
         if self.context.loop_watch is not None:
