@@ -23,7 +23,7 @@ ORDER = (
     ("structure",),
     ("observe",),
     ("net",),
-    ("config", "errors", "signals"),
+    ("config", "errors", "signals", "streams"),
 )
 RANK = {tier: rank for rank, tiers in enumerate(ORDER) for tier in tiers}
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import sys
 
-from trioserve import signals
+from trioserve import signals, streams
 
 
 def main() -> int:
     """Run the command and return its exit code."""
+    streams.open_missing()
     signals.enter_process()
     # Not before: it takes some time, in which the process must be able to end.
     from trioserve.cli import main as run

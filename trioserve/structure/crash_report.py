@@ -3,7 +3,7 @@
 The boundary calls `build_report()` and `emit_report()` for each fault that is the app's or ours; nothing here
 decides anything. Both are synchronous (a report must not be cut by a cancellation), bounded in size, and
 never raise: whatever cannot be had is missing from the report, and the report says so. A stderr that nobody
-reads holds them up for `STDERR_PATIENCE` at most.
+reads holds them up for `STDERR_PATIENCE` at most; one that is missing is /dev/null (`streams.py`).
 
 What a report never holds: header values, bodies, the query of the target, environment variables, local
 variables. What it does hold of messages is told in `error_tree.py`.

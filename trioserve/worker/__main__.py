@@ -37,8 +37,9 @@ def main() -> int:
     if not link.isdigit():
         sys.exit("trioserve: a worker is started by the supervisor; run trioserve instead")
     import_package()
-    from trioserve import signals
+    from trioserve import signals, streams
 
+    streams.open_missing()
     signals.enter_worker()
     if role == "preloader":
         from trioserve.worker.preloader import main as run

@@ -68,8 +68,10 @@ async def serve(
 
 def run(app: Any, config: hypercorn.config.Config | None = None) -> int:
     """Serve `app` in this process until a signal ends it; returns the exit code, for `sys.exit(run(app))`."""
+    from trioserve import streams
     from trioserve.worker.command import run_app
 
+    streams.open_missing()
     config = _as_config(config, library=False)
     return run_app(as_asgi(app, None, config), config)
 
