@@ -92,7 +92,7 @@ async def test_a_killed_worker_is_replaced_by_a_fork_and_costs_only_what_it_had_
                 taken = time.perf_counter() - before
                 print(f"replaced in {1000 * taken:.0f} ms under load")
                 # What makes it quick: a fork of the preloader has its command line; one by exec has another.
-                assert b"trioserve.worker.preloader\0" in Path(f"/proc/{ready[1]}/cmdline").read_bytes()
+                assert b"\0preloader\0" in Path(f"/proc/{ready[1]}/cmdline").read_bytes()
         assert not [failure for failure in load.failures if failure.error.startswith("connect")], str(load)
         assert len(load.failures) <= 4 * 8, str(load)
         assert preloader_of(server) == preloader

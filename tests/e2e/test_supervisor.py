@@ -30,6 +30,7 @@ from tests.e2e.process import (
     trioserve_command,
     wait_in_file,
 )
+from trioserve.supervisor.control import default_path
 from trioserve.testing import connect
 
 APP = "tests.e2e.apps:app"
@@ -561,6 +562,20 @@ async def test_the_first_signal_after_an_upgrade_cuts_nothing() -> None:
         os.kill(int(found.group(1)), signal.SIGTERM)
         assert await server.wait() == 0
     assert "cancelling what still runs" not in server.stderr.text
+
+
+async def test_who_has_handed_over_is_still_told_to_stop_by_ctl() -> None:
+    async with supervised("--graceful-timeout", "60", workers=1) as server, held_request(server) as client:
+        server.send_signal(signal.SIGUSR2)
+        found = await server.stderr.wait_for(r"draining 1 workers: replaced by pid (\d+)")
+        control = default_path(server.pid)
+        assert control is not None
+        for command in ("status", "stop"):
+            done = await run_to_end(*trioserve_command("ctl", command, "--control", str(control)))
+            assert done.returncode == 0, done.stderr.text
+        assert (await client.read_response("POST")).status == 503
+        os.kill(int(found.group(1)), signal.SIGTERM)
+        assert await server.wait() == 0
 
 
 @pytest.mark.parametrize("hurried", [False, True], ids=["one signal", "two signals"])

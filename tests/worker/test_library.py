@@ -295,7 +295,7 @@ async def test_reprs_say_what_is_going_on() -> None:
 # -- run() ---------------------------------------------------------------------------------------------------
 
 SCRIPT = """
-import sys, trioserve
+import signal, sys, trioserve
 
 async def app(scope, receive, send):
     if scope["type"] == "http":
@@ -306,7 +306,11 @@ async def app(scope, receive, send):
 
 config = trioserve.Config()
 config.bind = ["127.0.0.1:0"]
-sys.exit(trioserve.run(app, config))
+numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+before = [signal.getsignal(number) for number in numbers]
+code = trioserve.run(app, config)
+assert [signal.getsignal(number) for number in numbers] == before
+sys.exit(code)
 """
 
 

@@ -55,8 +55,10 @@ class SocketStore:
         """Where they can be reached, by what `config` has spoken there."""
         found: list[str] = []
         for bind in self._binds(config):
-            self._opened[bind].secure = _speaks_tls(bind, config)
-            found += self._opened[bind].addresses()
+            listeners = self._opened.get(bind)
+            if listeners is not None:  # else it was handed over
+                listeners.secure = _speaks_tls(bind, config)
+                found += listeners.addresses()
         return found
 
     def _binds(self, config: Config) -> list[str]:

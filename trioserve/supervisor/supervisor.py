@@ -237,7 +237,8 @@ class Supervisor:
                 os.write(self.predecessor, b"ready")
             os.close(self.predecessor)
             self.predecessor = None
-            self.store.drop_others(self.config)  # what it has bound and we do not is nobody's any more
+            if not self._reloading.locked():  # else that knows when
+                self.store.drop_others(self.config)  # what it has bound and we do not is nobody's any more
         self.notifier.ready(self._status_text())
 
     async def _serve_control(self) -> None:

@@ -30,15 +30,17 @@ class WorkingDirectory:
         Raises:
             ConfigError: it cannot be entered; nothing has changed.
         """
+        if self.name is None:
+            yield lambda: None
+            return
         before = os.open(".", os.O_PATH | os.O_CLOEXEC)  # also where its name is gone
         try:
-            if self.name is not None:
-                try:
-                    os.chdir(self.name)
-                except OSError as error:
-                    raise ConfigError(
-                        f"the working directory {self.name} cannot be entered: {error.strerror}"
-                    ) from error
+            try:
+                os.chdir(self.name)
+            except OSError as error:
+                raise ConfigError(
+                    f"the working directory {self.name} cannot be entered: {error.strerror}"
+                ) from error
             stays = False
 
             def stay() -> None:
@@ -55,6 +57,8 @@ class WorkingDirectory:
 
 
 def _name_of_here(known: str) -> str | None:
+    if not os.access(".", os.X_OK):
+        return None  # root's, before it became somebody else: nothing can be meant by what lies here
     with suppress(OSError):
         if Path(known).is_absolute() and Path(known).samefile("."):
             return known

@@ -16,8 +16,8 @@ import signal
 import socket
 import sys
 import threading
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -104,8 +104,7 @@ def run_app(
     app: ASGIApp, config: Config, supervised: Supervised | None = None, claim: Claim | None = None
 ) -> int:
     """Serve an ASGI app in a `trio.run` of its own; returns the process's exit code. Problems go to stderr."""
-    process = _Process(config, supervised)
-    is_callers = supervised is None and claim is None  # `trioserve.run`: what follows is not ours
+    process = _Process(config, supervised, is_callers=supervised is None and claim is None)
     try:
         if supervised is None:
             process.claim = claim = claim or claim_process(config)
@@ -132,8 +131,6 @@ def run_app(
         process.hard_exit.disarm()
         if claim is not None:
             claim.listeners.close()
-        if is_callers and process.ending is not None:
-            process.ending.restore()
     return process.exit_code()
 
 
@@ -151,7 +148,9 @@ class _Started:
 class _Process:
     """What a worker's process knows besides the worker."""
 
-    def __init__(self, config: Config, supervised: Supervised | None) -> None:
+    def __init__(self, config: Config, supervised: Supervised | None, *, is_callers: bool = False) -> None:
+        """`is_callers`: the process is whose who has called `trioserve.run`, and goes on afterwards."""
+        self._is_callers = is_callers
         self._config = config
         self._supervised = supervised
         self.claim: Claim | None = None
@@ -160,7 +159,7 @@ class _Process:
         self._root: trio.lowlevel.Task | None = None
         self._stops = 0
         self._ended = False
-        self.ending: signals.Ending | None = None
+        self._ending: signals.Ending
         self._last_words = threading.Lock()
         self.hard_exit = HardExit(self._report_hard_exit, EXIT_HARD_DRAIN)
 
@@ -171,8 +170,7 @@ class _Process:
         if supervised is not None:
             wanted.remove(signal.SIGINT)  # a terminal's Ctrl-C goes to all: the supervisor says what it means
         failure: Exception | None = None
-        self.ending = signals.Ending(wanted)
-        with trio.open_signal_receiver(*wanted) as received:
+        with self._receiving(wanted) as received:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._handle_signals, received, name="signals")
                 nursery.start_soon(self._notice_broken_trio, name="notice a broken trio")
@@ -192,10 +190,21 @@ class _Process:
                     failure = error  # out of this nursery it would come in a group, and lose its exit code
                 finally:
                     self._ended = True
-                    self.ending.decide()
+                    self._ending.decide()
                     nursery.cancel_scope.cancel(reason="the worker has ended")
         if failure is not None:
             raise failure
+
+    @contextmanager
+    def _receiving(self, wanted: Collection[int]) -> Iterator[Any]:
+        self._ending = signals.Ending(wanted)
+        try:
+            with trio.open_signal_receiver(*wanted) as received:
+                yield received
+        finally:
+            if self._is_callers:
+                # Here, not behind trio.run: trio takes its own handler of SIGINT away only if it finds it.
+                self._ending.restore()
 
     async def _notice_broken_trio(self) -> None:
         """Nobody cancels the root of a process but trio, once it cannot go on: no time for a whole drain."""
