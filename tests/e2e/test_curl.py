@@ -63,7 +63,8 @@ def server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     require_tool("curl")
     unix_socket = tmp_path_factory.mktemp("curl") / "app.sock"
     binds = ("--bind", "127.0.0.1:0", "--bind", f"unix:{unix_socket}")
-    limit = ("--max-body-size", str(8 * MEGABYTE))
+    # Whoever is refused has as long as a busy machine may need to send what he has begun.
+    limit = ("--max-body-size", str(8 * MEGABYTE), "--linger-timeout", "60")
     with running(*binds, *limit, "--http-engine", request.param, binds=1) as [address]:
         yield Server(address, unix_socket)
 

@@ -18,8 +18,10 @@ from trioserve.structure.context import ConnectionContext
 from trioserve.structure.deadlines import NEVER
 from trioserve.worker.handshake import open_tls, refuse_handshake
 
-# While lingering: how much the peer may still send, and how much is read at once. What comes is thrown away.
-_LINGER_BYTES = 1024 * 1024
+# While lingering: how much the peer may still send, and how much is read at once. What comes is thrown away. More than
+# both kernels hold between them (tcp_wmem, tcp_rmem: 4 and 6 MiB at most, tcp(7)), or one who has begun to send would
+# be reset before he sees our answer.
+_LINGER_BYTES = 16 * 1024 * 1024
 _LINGER_READ = 64 * 1024
 
 
