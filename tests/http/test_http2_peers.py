@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import socket
 import struct
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
@@ -164,7 +166,10 @@ async def test_send_after_a_reset_raises_and_the_siblings_do_not_notice(http2_en
         assert server.failure is None
 
 
-async def test_a_reset_frees_who_waits_for_the_window(http2_engine: str) -> None:
+@asynccontextmanager
+async def with_a_full_window(http2_engine: str) -> AsyncIterator[tuple[Any, Any, int]]:
+    """A server, its client, and the stream whose app waits for room in the window."""
+
     async def handler(scope: Any, receive: Any, send: Any) -> None:
         await start(send)
         await body(send, b"x" * 1_000_000)
@@ -175,6 +180,11 @@ async def test_a_reset_frees_who_waits_for_the_window(http2_engine: str) -> None
     ):
         stream_id = await client.open()
         await client.read_until(lambda peer: len(peer.responses[stream_id].body) == 65535)
+        yield server, client, stream_id
+
+
+async def test_a_reset_frees_who_waits_for_the_window(http2_engine: str) -> None:
+    async with with_a_full_window(http2_engine) as (server, client, stream_id):
         await client.reset(stream_id)
         await wait_all_tasks_blocked(0.02)
         assert server.worker.context.in_flight == 0
@@ -183,17 +193,7 @@ async def test_a_reset_frees_who_waits_for_the_window(http2_engine: str) -> None
 
 async def test_what_is_dropped_was_not_said(http2_engine: str) -> None:
     """END_STREAM stood behind it: a reset that follows is not to say that all is well (NO_ERROR)."""
-
-    async def handler(scope: Any, receive: Any, send: Any) -> None:
-        await start(send)
-        await body(send, b"x" * 1_000_000)
-
-    async with served(app_of(handler), http2_engine=http2_engine, client={"acknowledge": False}) as (
-        server,
-        client,
-    ):
-        stream_id = await client.open()
-        await client.read_until(lambda peer: len(peer.responses[stream_id].body) == 65535)
+    async with with_a_full_window(http2_engine) as (server, _, stream_id):
         (connection,) = server.worker.context.connections
         exchange: Any = connection.streams[stream_id].exchange
         assert exchange.unsent

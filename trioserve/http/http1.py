@@ -231,8 +231,8 @@ class Http1:
         if file is None:
             sent = transport.send_nowait(message)
         else:
-            span = answer.pieces[0]
-            if len(answer.pieces) > 1 or isinstance(span, bytes):
+            span = answer.only_span()
+            if span is None:
                 return False
             length = span.stop - span.start
             size += length

@@ -28,7 +28,6 @@ from trioserve.http.response import (
 from trioserve.net.transport import MSG_MORE
 from trioserve.static.answers import Answer
 from trioserve.static.open_file import OpenFile
-from trioserve.static.ranges import Span
 from trioserve.static.sendfile import FileSender
 from trioserve.static.sending import send_pieces
 from trioserve.structure.context import ConnectionContext
@@ -282,8 +281,8 @@ class Http1Exchange(Http1Request):
     def _begin_file(self, answer: Answer, file: OpenFile) -> bool:
         """Head and file in two calls, where the file is in memory and the socket has room; True if that was all."""
         worker = self.connection.worker
-        span = answer.pieces[0]
-        if len(answer.pieces) > 1 or isinstance(span, bytes):
+        span = answer.only_span()
+        if span is None:
             return False
         head = self._head(b"", b"")
         now = self.head_at or 0.0
@@ -316,8 +315,8 @@ class Http1Exchange(Http1Request):
         file.acquire()
         try:
             if self.state is _STREAMING:
-                span = answer.pieces[0]
-                assert isinstance(span, Span)
+                span = answer.only_span()
+                assert span is not None
                 start = span.start + self.response_bytes
                 await self.send_last_part(file.part(start, span.stop - start))
             else:

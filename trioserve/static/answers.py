@@ -66,6 +66,11 @@ class Answer:
     message: bytes | None = None
     message_until: float = 0.0
 
+    def only_span(self) -> Span | None:
+        """The part of `file` that is all of the body; None where the body has several pieces."""
+        piece = self.pieces[0]
+        return None if len(self.pieces) > 1 or isinstance(piece, bytes) else piece
+
 
 class Representation:
     """One form of a file: as it is, or in a content coding.

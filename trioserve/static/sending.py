@@ -95,8 +95,8 @@ async def send_pieces(answer: Answer, file: OpenFile, send: Send) -> None:
 
 async def _send_by_path(answer: Answer, file: OpenFile, send: Send) -> None:
     """One span, by an event that middleware knows from Starlette's own file responses."""
-    span = answer.pieces[0]
-    assert isinstance(span, Span)
+    span = answer.only_span()
+    assert span is not None
     path = _BY_NUMBER % file.fd
     await send({"type": PATHSEND, "path": path, "offset": span.start, "count": span.length})
 

@@ -298,9 +298,8 @@ class _ControlServer:
             try:
                 await channel.wait_hung_up()
             except OSError:
-                await (
-                    trio.sleep_forever()
-                )  # there is no descriptor left to see it by: there will be an answer
+                # There is no descriptor left to see it by: there will be an answer.
+                await trio.sleep_forever()
         if not answers:
             raise trio.ClosedResourceError("before there was an answer")
         return answers[0]

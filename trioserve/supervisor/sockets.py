@@ -69,9 +69,8 @@ class SocketStore:
         """Take sockets that somebody else has opened; the file of a unix socket becomes ours to remove."""
         listeners = open_listeners([f"fd://{number}" for number in descriptors])
         if key.startswith("unix:"):
-            with suppress(
-                FileNotFoundError
-            ):  # or a relative path, and the working directory is another one now
+            # Somebody has removed it; or the path is relative, and the working directory is another one now.
+            with suppress(FileNotFoundError):
                 listeners.add_file(Path(key[5:]))
         self._opened[key] = listeners
 
