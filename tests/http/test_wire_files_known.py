@@ -87,6 +87,15 @@ async def test_a_file_that_is_known_needs_no_exchange(
             assert len(exchanges) == 2
 
 
+async def test_a_field_that_is_sent_twice_is_one_list(directory: Path, engine: str) -> None:
+    async with knowing(directory, http_engine=engine) as server, server.connect() as client:
+        etag = (await client.get("/some.bin")).header("etag")
+        assert etag is not None
+        for tags in ([etag, '"another"'], ['"another"', etag]):
+            response = await client.get("/some.bin", [("If-None-Match", tag) for tag in tags])
+            assert response.status == 304
+
+
 @pytest.mark.parametrize(
     "request_",
     [

@@ -202,22 +202,22 @@ async def test_requests_are_answered_as_rfc_9110_has_it(site: Path, engine: str)
 
 async def test_the_cache_answers_by_the_short_way(site: Path) -> None:
     app = StaticFiles(site)
-    assert app.quick_answer("GET", b"/plain.txt", []) is None
+    assert app.quick_answer("GET", b"/plain.txt", {}) is None
     await ask(app, "/plain.txt")
-    first = app.quick_answer("GET", b"/plain.txt", [])
+    first = app.quick_answer("GET", b"/plain.txt", {})
     assert first is not None
     assert first.body == b"0123456789"
-    second = app.quick_answer("GET", b"/plain.txt", [(b"accept-encoding", b"br")])
+    second = app.quick_answer("GET", b"/plain.txt", {b"accept-encoding": b"br"})
     assert second is not None
     assert second.fields is first.fields
-    assert app.quick_answer("POST", b"/plain.txt", []) is None
-    assert app.quick_answer("GET", b"/plain.txt", [], "/other") is None
-    assert app.quick_answer("GET", b"/pl%61in.txt", []) is None
-    found = app.quick_answer("GET", b"/plain.txt", [(b"if-none-match", b"*")])
+    assert app.quick_answer("POST", b"/plain.txt", {}) is None
+    assert app.quick_answer("GET", b"/plain.txt", {}, "/other") is None
+    assert app.quick_answer("GET", b"/pl%61in.txt", {}) is None
+    found = app.quick_answer("GET", b"/plain.txt", {b"if-none-match": b"*"})
     assert found is not None
     assert found.status == 304
     app.close()
-    assert app.quick_answer("GET", b"/plain.txt", []) is None
+    assert app.quick_answer("GET", b"/plain.txt", {}) is None
 
 
 async def test_what_middleware_adds_to_one_response_is_not_in_the_next(site: Path) -> None:

@@ -85,9 +85,9 @@ async def test_the_quick_way_leads_to_the_same_mount(trees: Path) -> None:
     for root_path in ("", "/app"):
         for target, status, body in CASES:
             raw_path = root_path.encode() + target.encode()
-            assert mounts.quick_answer("GET", raw_path, [], root_path) is None
+            assert mounts.quick_answer("GET", raw_path, {}, root_path) is None
             await ask(mounts, raw_path.decode(), root_path=root_path)
-            answer = mounts.quick_answer("GET", raw_path, [], root_path)
+            answer = mounts.quick_answer("GET", raw_path, {}, root_path)
             # An encoded prefix is left to the long way.
             expected = status == 200 and (root_path != "" or target.startswith("/assets"))
             assert (answer is not None) == expected, target

@@ -69,6 +69,7 @@ class Engine:
     Attributes:
         method: as text. target: origin-form or `*` (an absolute-form is reduced, its authority replaces Host).
         version: "1.1" or "1.0". headers: fields in order, names in lower case.
+        fields: the same by name; None if one is repeated.
         content_length: bytes of a body so framed, 0 without a body, None if chunked.
         keep_alive: the peer lets the connection stay open. expects_continue: it waits for a 100.
         wants_trailers: `TE: trailers` was sent. upgrade: the protocols that the peer would change to, in lower case, or
@@ -80,8 +81,8 @@ class Engine:
 
     __slots__ = (
         "_checked", "_chunks", "_limits", "_lines", "_pending", "_raw_names", "authority", "body", "body_bytes",
-        "body_complete", "content_length", "expects_continue", "headers", "keep_alive", "leftover", "method", "target",
-        "upgrade", "version", "wants_trailers",
+        "body_complete", "content_length", "expects_continue", "fields", "headers", "keep_alive", "leftover",
+        "method", "target", "upgrade", "version", "wants_trailers",
     )  # fmt: skip
 
     def __init__(self, limits: Limits, *, raw_names: bool = False) -> None:
@@ -96,6 +97,7 @@ class Engine:
         self.authority = b""
         self.version = "1.1"
         self.headers: Headers = []
+        self.fields: dict[bytes, bytes] | None = None
         self.content_length: int | None = 0
         self.keep_alive = True
         self.expects_continue = False
@@ -141,6 +143,7 @@ class Engine:
                 self._read_line(head[: head.find(b"\n") + 1])
             self.headers = headers = self.parse_fields(head)
             fields = dict(headers) if not self._raw_names else {n.lower(): v for n, v in headers}
+            self.fields = fields
             self.content_length = self.body_bytes = 0
             self.body_complete = True
             self.keep_alive = self.version == "1.1"
@@ -292,6 +295,7 @@ class Engine:
             self._read_expect_and_te(fields)
 
     def _check_repeated(self, fields: dict[bytes, bytes]) -> None:
+        self.fields = None
         names = [name.lower() for name, _ in self.headers]
         for name in (b"host", b"content-length"):
             if names.count(name) > 1:

@@ -119,9 +119,9 @@ class Http1:
 
             # -- run the app on it
             connection.requests = number = connection.requests + 1
-            if quick_answer is not None:
+            if quick_answer is not None and engine.fields is not None:
                 raw_path = engine.target.partition(b"?")[0]
-                answer = quick_answer(engine.method, raw_path, engine.headers, worker.root_path)
+                answer = quick_answer(engine.method, raw_path, engine.fields, worker.root_path)
                 if answer is not None and plain and number < most_requests and self._answer_now(answer):
                     answer = None
                     data = engine.leftover

@@ -26,6 +26,7 @@ from trioserve.http.http2_pipe import connection_gone, reset_by_peer
 from trioserve.http.http2_stream import Lane, log_request, refuse, serve_lane
 from trioserve.net.transport import BODY_READ_SIZE, READ_SIZE
 from trioserve.net.watch import WOKEN
+from trioserve.static.request_fields import pick_fields
 from trioserve.structure.boundary import is_scope_corruption
 from trioserve.structure.context import LAST_REQUEST_PATIENCE, ConnectionContext, StreamContext
 from trioserve.structure.deadlines import NEVER
@@ -290,7 +291,7 @@ class Http2:
         if not head.ended:
             return False
         target = head.target.partition(b"?")[0]
-        answer = self._quick_answer(head.method, target, head.headers, self._worker.root_path)
+        answer = self._quick_answer(head.method, target, pick_fields(head.headers), self._worker.root_path)
         # Nobody would be there to see to what is left.
         if answer is None or answer.file is not None or not exchange.fits(len(answer.body)):
             return False

@@ -10,7 +10,8 @@ from __future__ import annotations
 import select
 import socket
 import time
-from collections.abc import Awaitable, Callable
+import types
+from collections.abc import Awaitable, Callable, Generator
 from contextlib import suppress
 from typing import Any, ClassVar
 
@@ -38,24 +39,28 @@ if hasattr(select, "epoll"):
 class EpollWatch(Watch):
     """A descriptor in the edge-triggered epoll of an `EpollHub`."""
 
-    __slots__ = ("_hub", "_push")
+    __slots__ = ("_hub", "_push", "_read_request")
 
     calls_on_writable = True
 
     def __init__(self, fd: int, hub: EpollHub) -> None:
         super().__init__(fd)
         self._hub = hub
+        self._read_request: Any = None
         self._push: Callable[[], bool] | None = None  # of the task that waits to write
 
-    # These are plain functions that return an awaitable: one coroutine less to pass through on each wake-up.
-
-    def wait_readable(self, task: Task | None = None) -> Awaitable[None]:
+    @types.coroutine
+    def wait_readable(self, task: Task | None = None) -> Generator[Any, Any, None]:
         if self.reader is not None or self.closed:
             self._check_open(self.reader, "read")
-        if self.readable:
-            return _at_once()
-        self.reader = task or current_task()
-        return wait_task_rescheduled(self._abort_read)  # noqa: ASYNC105 - the caller awaits it
+        if not self.readable:
+            self.reader = task or current_task()
+            request = self._read_request
+            if request is None:
+                request = self._read_request = _request_of(self._abort_read)
+            (yield request).unwrap()
+
+    # The other two are plain functions that return an awaitable: one coroutine less to pass through.
 
     def wait_writable(self, push: Callable[[], bool] | None = None) -> Awaitable[None]:
         self._check_open(self.writer, "write")
@@ -110,6 +115,7 @@ class EpollWatch(Watch):
     def close(self) -> None:
         if not self.closed:
             self.closed = True
+            self._read_request = None
             self._hub.forget(self.fd)
             self.on_hangup = self.on_readable = self.on_writable = self.look_ahead = self._push = None
             for name in ("reader", "writer", "hangup_waiter"):
@@ -192,6 +198,19 @@ class EpollHub:
         for watch in list(self._watched.values()):
             watch.close()
         self._epoll.close()
+
+
+def _request_of(abort: Callable[..., Abort]) -> Any:
+    """What `wait_task_rescheduled(abort)` yields to trio's loop, to be yielded again and again.
+
+    To wait for the next request is what a connection does most: this way it takes one frame and no new object, where
+    trio's function takes two, and three objects.
+    """
+    wait = wait_task_rescheduled(abort)  # noqa: ASYNC105 - stopped where it waits
+    try:
+        return wait.send(None)
+    finally:
+        wait.close()
 
 
 async def _at_once() -> None:

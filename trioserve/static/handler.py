@@ -22,7 +22,7 @@ import os
 import re
 import stat
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Unpack
 from urllib.parse import quote
@@ -119,11 +119,12 @@ class StaticFiles:
         """Answer one request; as an app of its own also a lifespan, and with 404 a WebSocket."""
         if scope["type"] == "http":
             # By its class: a subclass may have none for the server.
+            fields = pick_fields(scope["headers"])
             answer = StaticFiles.quick_answer(
-                self, scope["method"], scope.get("raw_path"), scope["headers"], scope.get("root_path", "")
+                self, scope["method"], scope.get("raw_path"), fields, scope.get("root_path", "")
             )
             if answer is None:
-                answer = await self._answer(scope)
+                answer = await self._answer(scope, fields)
             if answer is not None:
                 await send_answer(answer, scope, send)
                 return
@@ -156,12 +157,13 @@ class StaticFiles:
         self,
         method: str,
         raw_path: bytes | None,
-        headers: Iterable[tuple[bytes, bytes]],
+        fields: Mapping[bytes, bytes],
         root_path: str = "",
     ) -> Answer | None:
         """The answer to GET or HEAD for a file that is in the cache and fresh; None where more has to be done.
 
         For a server that has no scope yet, too, which thereby passes `__call__`: None in a subclass that has its own.
+        `fields` are the request's by name, all of them or those that `pick_fields` returns.
         The caller takes a lease on the answer's `file`, if it has one, before anything else can run, and must not
         change its fields.
         """
@@ -172,7 +174,6 @@ class StaticFiles:
         if entry is None or self._cache.clock() >= entry.valid_until or method not in _READING:
             return None
         entry.used = True
-        fields = pick_fields(headers)
         # Most requests, without the calls that find out the same.
         form = entry.choices.get(fields.get(b"accept-encoding"))
         if form is not None and method == "GET" and CONDITIONAL.isdisjoint(fields):
@@ -181,11 +182,11 @@ class StaticFiles:
 
     # -- one request -----------------------------------------------------------------------------------------
 
-    async def _answer(self, scope: Scope) -> Answer | None:
+    async def _answer(self, scope: Scope, fields: Mapping[bytes, bytes]) -> Answer | None:
         """The answer to a request; None for the fallthrough app."""
         if self._root is None:
             self._open()
-        request = _Request(scope, scope["method"], pick_fields(scope["headers"]), path_below(scope))
+        request = _Request(scope, scope["method"], fields, path_below(scope))
         try:
             found = await self._look_up(request)
             if found is Absent.DENIED and self.options.forbidden == 403:

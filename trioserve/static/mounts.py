@@ -7,7 +7,7 @@ one is answered here, found or not, and the app sees everything else. Cancelling
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 from trioserve.static.answers import Answer
 from trioserve.static.handler import StaticFiles
@@ -50,14 +50,14 @@ class StaticMounts:
         self,
         method: str,
         raw_path: bytes,
-        headers: Iterable[tuple[bytes, bytes]],
+        fields: Mapping[bytes, bytes],
         root_path: str = "",
     ) -> Answer | None:
         """As `StaticFiles.quick_answer`; None also for all that is the app's."""
         if root_path or raw_path.startswith(self._starts):
             for prefix, quick_answer in self._quick:
                 # Each knows the paths that were its own before: nothing has to be taken apart to tell whose this is.
-                answer = quick_answer(method, raw_path, headers, root_path + prefix if root_path else prefix)
+                answer = quick_answer(method, raw_path, fields, root_path + prefix if root_path else prefix)
                 if answer is not None:
                     return answer
         return None

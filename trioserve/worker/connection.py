@@ -34,7 +34,16 @@ async def serve_connection(connection: ConnectionContext) -> None:
         with trio.CancelScope() as connection.scope:
             data = await _open(connection)
             protocol = _choose_protocol(connection, data)
-            await _serve(protocol, data)
+            # In here, not in a function of its own: that would be a frame more to pass through at every wake-up.
+            try:
+                await protocol.serve(data)
+            except RequestRefused as refusal:
+                _end_refused(protocol, refusal)
+            except OSError:
+                if connection.transport.broken is None:
+                    raise
+                worker.counters.peer_gone += 1
+                protocol.log("peer gone")
         if connection.scope.cancelled_caught and protocol is not None:
             protocol.end_late(connection.late)
             protocol.end()
@@ -119,21 +128,13 @@ def _choose_protocol(connection: ConnectionContext, data: bytes | None) -> Proto
     return Http1(connection, worker.new_engine())
 
 
-async def _serve(protocol: Protocol, data: bytes | None) -> None:
+def _end_refused(protocol: Protocol, refusal: RequestRefused) -> None:
+    """The peer's fault: answered and counted; the answer is sent before the connection closes."""
     connection = protocol.connection
     worker = connection.worker
-    try:
-        await protocol.serve(data)
-    except RequestRefused as refusal:
-        # The peer's fault: answered and counted; the answer is sent before the connection closes.
-        worker.counters.refused[str(refusal.status)] += 1
-        worker.error_log.debug("connection %d refused: %s", connection.id, refusal)
-        protocol.end_refused(refusal)
-    except OSError:
-        if connection.transport.broken is None:
-            raise
-        worker.counters.peer_gone += 1
-        protocol.log("peer gone")
+    worker.counters.refused[str(refusal.status)] += 1
+    worker.error_log.debug("connection %d refused: %s", connection.id, refusal)
+    protocol.end_refused(refusal)
 
 
 def _end_unopened(connection: ConnectionContext, error: BaseException | None) -> None:
