@@ -213,6 +213,37 @@ async def test_a_known_file_that_is_not_in_memory_goes_by_way_of_a_thread(
         assert files.page_cache.cold_windows > before
 
 
+async def test_a_request_that_waits_for_its_place_gets_its_file_and_no_other(
+    directory: Path, tmp_path: Path, engine: str
+) -> None:
+    """Nobody holds a lease for it meanwhile: the cache may close the file, and its number be another one's."""
+    (tmp_path / "other").write_bytes(bytes(SIZE))
+    others: list[int] = []
+    called, go_on = trio.Event(), trio.Event()
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        called.set()
+        await go_on.wait()
+        files.close()
+        others.extend(os.open(tmp_path / "other", os.O_RDONLY) for _ in range(8))
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body"})
+
+    files = StaticFiles(directory, fallthrough=app)
+    settings = {"max_concurrent_requests": 1, "lifespan": "off", "http_engine": engine}
+    async with bare(files, **settings) as server, server.connect() as client, server.connect() as first:
+        assert (await client.get("/some.bin")).status == 200
+        await first.send(head("GET /else HTTP/1.1"))
+        await called.wait()
+        await client.send(head("GET /some.bin HTTP/1.1"))
+        while not server.worker.context.admission.queued:  # type: ignore[union-attr]
+            await trio.lowlevel.checkpoint()
+        go_on.set()
+        assert (await client.read_response()).body == (directory / "some.bin").read_bytes()
+    for descriptor in others:
+        os.close(descriptor)
+
+
 async def test_a_peer_that_stops_reading_a_known_file_is_aborted(
     directory: Path, hub: str, autojump_clock: Any
 ) -> None:

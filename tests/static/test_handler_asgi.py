@@ -331,6 +331,52 @@ async def test_files_are_borrowed_until_they_are_sent(site: Path) -> None:
     assert seen == [LARGE]
 
 
+@pytest.mark.modes("tls", "http2")
+async def test_an_event_that_is_handed_on_late_leads_to_its_file_and_no_other(
+    site: Path, tmp_path: Path, engine: str
+) -> None:
+    """The cache has closed the file, and its number is another one's, when the server hears of it."""
+    (tmp_path / "other").write_bytes(bytes(len(LARGE)))
+    files = StaticFiles(site)
+    others: list[int] = []
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        late: list[Any] = []
+
+        async def keep(message: Any) -> None:
+            late.append(message)
+
+        await files(scope, receive, keep)
+        files.close()
+        others.extend(os.open(tmp_path / "other", os.O_RDONLY) for _ in range(4))
+        while late:
+            await send(late.pop(0))
+
+    async with (
+        no_leaks(),
+        serving(app, http_engine=engine, lifespan="off") as server,
+        server.connect() as client,
+    ):
+        assert (await client.get("/large.bin")).body == LARGE
+        ranged = await client.get("/large.bin", [("range", "bytes=5-99999")])
+        assert (ranged.status, ranged.body) == (206, LARGE[5:100000])
+        for descriptor in others:
+            os.close(descriptor)
+
+
+async def test_a_path_for_which_there_is_no_descriptor_is_an_error_of_the_response(
+    site: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(_: int) -> None:
+        raise OSError(24, "Too many open files")
+
+    app = StaticFiles(site)
+    monkeypatch.setattr("os.dup", fail)
+    with pytest.raises(OSError, match="cannot be sent: Too many open files"):
+        await ask(app, "/large.bin", extensions={"http.response.pathsend": {"ranges": True}})
+    app.close()
+
+
 def test_it_runs_on_asyncio(site: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from trioserve.static.confine import ConfinedRoot, NeedsThread
 

@@ -142,6 +142,9 @@ class Http1:
             if admission is not None:
                 await admission.acquire()
                 exchange.admitted = True
+                if quick_answer is not None:
+                    # Nobody has held the file for it; if there was a wait, the cache may have closed it meanwhile.
+                    answer = quick_answer(engine.method, raw_path, engine.headers, worker.root_path)
             error: BaseException | None = None
             try:
                 if answer is None:

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import os
 import sys
-from typing import Any
+from collections.abc import Callable
+from typing import Any, Self
 
 from trioserve.asgi.exchange import Exchange
 from trioserve.asgi.file_body import PATHSEND, ZEROCOPYSEND
@@ -24,6 +25,26 @@ READ_SIZE = 128 * 1024
 
 # Opens again what is open: a path to a file that was confined when it was opened, wherever its name leads by now.
 _BY_NUMBER = "/proc/self/fd/%d" if sys.platform == "linux" else ""
+
+
+class _OpenPath(str):
+    """The path of an open file, by a descriptor of its own that is closed when nobody has the path any more.
+
+    What stands before the server may hand an event on when we have returned (Starlette's `BaseHTTPMiddleware` does):
+    the number of a descriptor that was only borrowed could be another file's by then.
+    """
+
+    __slots__ = ("_fd",)
+    _fd: int
+
+    def __new__(cls, fd: int) -> Self:
+        own = os.dup(fd)
+        path = super().__new__(cls, _BY_NUMBER % own)
+        path._fd = own
+        return path
+
+    def __del__(self, close: Callable[[int], None] = os.close) -> None:
+        close(self._fd)
 
 
 async def send_answer(answer: Answer, scope: Scope, send: Send) -> None:
@@ -97,7 +118,10 @@ async def _send_by_path(answer: Answer, file: OpenFile, send: Send) -> None:
     """One span, by an event that middleware knows from Starlette's own file responses."""
     span = answer.only_span()
     assert span is not None
-    path = _BY_NUMBER % file.fd
+    try:
+        path = _OpenPath(file.fd)
+    except OSError as error:
+        raise FileSendFailed(error.errno, f"the file cannot be sent: {error.strerror}") from error
     await send({"type": PATHSEND, "path": path, "offset": span.start, "count": span.length})
 
 
