@@ -232,6 +232,38 @@ async def test_without_zero_copy_a_file_is_read_in_parts(site: Path) -> None:
     app.close()
 
 
+@pytest.mark.parametrize("run", [trio.run, lambda function: asyncio.run(function())], ids=["trio", "asyncio"])
+def test_a_server_that_never_waits_does_not_keep_the_others_waiting(
+    site: Path, monkeypatch: pytest.MonkeyPatch, run: Any
+) -> None:
+    """As uvicorn and hypercorn do when the client has gone: gigabytes would be read before anybody else had a turn."""
+    monkeypatch.setattr("trioserve.static.sending.read_resident", lambda fd, at, size: os.pread(fd, size, at))
+    app = StaticFiles(site)
+    done: list[str] = []
+
+    async def send(message: Any) -> None:
+        done.append(message["type"])
+
+    async def download() -> None:
+        await app(http_scope("/large.bin"), nothing_to_receive, send)
+
+    async def other() -> None:
+        done.append("other")
+
+    async def main() -> None:
+        await ask(app, "/large.bin", "HEAD")  # no thread is needed for it any more
+        if run is trio.run:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(other)
+                await download()
+        else:
+            await asyncio.gather(download(), other())
+
+    run(main)
+    app.close()
+    assert done.index("other") < len(done) - 1
+
+
 @pytest.mark.parametrize("resident", [True, False])
 async def test_a_file_that_becomes_shorter_is_never_made_up_for(
     site: Path, monkeypatch: pytest.MonkeyPatch, resident: bool

@@ -17,7 +17,7 @@ from trioserve.errors import FileSendFailed
 from trioserve.static.answers import Answer
 from trioserve.static.open_file import OpenFile, read_resident
 from trioserve.static.ranges import Span
-from trioserve.static.threads import in_thread
+from trioserve.static.threads import give_way, in_thread
 from trioserve.structure.context import Scope, Send
 
 # Read and sent at once where there is no zero-copy. Two of them are in memory for a connection at the most.
@@ -135,6 +135,8 @@ async def _send_by_reading(answer: Answer, file: OpenFile, send: Send) -> None:
             data = await _read(file, offset, min(READ_SIZE, piece.stop - offset))
             offset += len(data)
             await send({"type": "http.response.body", "body": data, "more_body": True})
+            # Servers whose client has gone take all there is without a wait.
+            await give_way()
     await send({"type": "http.response.body", "body": b""})
 
 

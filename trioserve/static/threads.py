@@ -1,4 +1,4 @@
-"""What may wait for a disk, run in a thread; under trio and under asyncio alike.
+"""What may wait for a disk, run in a thread, and what takes long, in turns; under trio and under asyncio alike.
 
 Threads here hold descriptors, so they are never abandoned: cancelling waits until the thread is done, and what it would
 have returned is given to `discard`.
@@ -39,3 +39,13 @@ async def in_thread(
 
     future = asyncio.get_running_loop().run_in_executor(None, functools.partial(function, *args))
     return await finish_on_asyncio(future, discard)
+
+
+async def give_way() -> None:
+    """Let the other tasks have their turn; a checkpoint."""
+    if trio.lowlevel.in_trio_task():
+        await trio.lowlevel.checkpoint()
+    else:
+        import asyncio
+
+        await asyncio.sleep(0)
