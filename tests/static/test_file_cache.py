@@ -8,6 +8,7 @@ import resource
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from weakref import WeakSet
 
 import pytest
 import trio
@@ -249,12 +250,26 @@ async def test_small_files_need_no_descriptor(at: Fixture) -> None:
     assert (await found(strict, b"small0")).descriptors == 1
 
 
-def test_no_more_than_a_quarter_of_the_descriptors() -> None:
+async def test_no_more_than_a_quarter_of_the_descriptors_for_all_caches_together(
+    at: Fixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    monkeypatch.setattr("trioserve.static.file_cache._open_caches", WeakSet[FileCache]())
     try:
         resource.setrlimit(resource.RLIMIT_NOFILE, (400, hard))
         assert most_descriptors(1000) == 100
         assert most_descriptors(10) == 10
+        caches = [at.cache() for _ in range(25)]
+        assert most_descriptors(1000) == 4
+        for number in range(6):
+            for cache in caches[:2]:
+                await found(cache, b"large%d" % number)
+        assert [cache._descriptors for cache in caches[:2]] == [4, 4]
+        for cache in caches[1:]:
+            cache.close()
+        await found(caches[0], b"large4")
+        await found(caches[0], b"large0")
+        assert caches[0]._descriptors == 5
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 

@@ -5,8 +5,8 @@ where that is due, without waiting if the kernel has the answer, else in a threa
 was. While a thread looks at a file again, other requests are served what was known of it.
 
 Bounded by number, by descriptors and by memory; the entry that was not used for longest leaves first (second chance: a
-mark per entry, which costs a request less than an order). Where the process runs out of descriptors half of the idle
-ones are closed, and the open is tried once more.
+mark per entry, which costs a request less than an order). All caches of the process share a quarter of its descriptors:
+connections need some, too. Where it runs out of them half of the idle ones are closed, and the open is tried once more.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import errno
 import functools
 import time
 from collections.abc import Callable
+from weakref import WeakSet
 
 from trioserve.static.confine import NeedsThread, RootClosed
 from trioserve.static.threads import in_thread
@@ -60,12 +61,12 @@ class FileCache:
         self._absent: dict[bytes, tuple[Absent, float]] = {}
         self._most = options.cache_files
         self._most_bytes = options.cache_bytes
-        self._most_descriptors = most_descriptors(options.cache_files)
         self._revalidate = options.revalidate
         self._frozen = options.frozen
         self._bytes = 0
         self._descriptors = 0
         self._closed = False
+        _open_caches.add(self)
 
     def __repr__(self) -> str:
         return (
@@ -188,10 +189,9 @@ class FileCache:
 
     def _make_room(self, newest: Entry) -> None:
         entries = self._entries
+        descriptors = most_descriptors(self._most)
         while (
-            len(entries) > self._most
-            or self._bytes > self._most_bytes
-            or self._descriptors > self._most_descriptors
+            len(entries) > self._most or self._bytes > self._most_bytes or self._descriptors > descriptors
         ) and len(entries) > 1:
             self._evict_oldest(newest)
 
@@ -225,17 +225,25 @@ class FileCache:
     def close(self) -> None:
         """Forget everything, for good; files that are being sent are closed when that is done."""
         self._closed = True
+        _open_caches.discard(self)
         for entry in list(self._entries.values()):
             self._evict(entry)
         self._absent.clear()
         self.shortcuts.clear()
 
 
+_open_caches: WeakSet[FileCache] = WeakSet()
+
+
 def most_descriptors(wanted: int) -> int:
-    """How many files a cache may keep open: never more than a quarter of what the process may have."""
+    """How many files each open cache may keep open: together never more than a quarter of what the process may have."""
     try:
         import resource
     except ImportError:  # Windows
         return min(wanted, 128)
     soft = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
-    return wanted if soft == resource.RLIM_INFINITY else max(1, min(wanted, soft // 4))
+    return (
+        wanted
+        if soft == resource.RLIM_INFINITY
+        else max(1, min(wanted, soft // 4 // max(1, len(_open_caches))))
+    )
