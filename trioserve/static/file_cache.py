@@ -242,8 +242,5 @@ def most_descriptors(wanted: int) -> int:
     except ImportError:  # Windows
         return min(wanted, 128)
     soft = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
-    return (
-        wanted
-        if soft == resource.RLIM_INFINITY
-        else max(1, min(wanted, soft // 4 // max(1, len(_open_caches))))
-    )
+    share = soft // 4 // max(1, len(_open_caches))
+    return wanted if soft == resource.RLIM_INFINITY else max(1, min(wanted, share))
