@@ -183,6 +183,28 @@ def test_a_person_is_told_what_is_served_and_where(site: Path) -> None:
     )
 
 
+@pytest.mark.parametrize(
+    ("settings", "urls"),
+    [
+        ({"bind": ":81"}, "http://localhost:81/ (and this machine's other addresses)"),
+        (
+            {"bind": ["::1", "[::1]", "[::]:81"]},
+            "http://[::1]:8000/, http://[::1]:8000/, http://localhost:81/ (and",
+        ),
+        ({"bind": "host:443", "certfile": "c.pem"}, "https://host:443/"),
+        (
+            {"bind": "host:443", "insecure_bind": "host:80", "certfile": "c.pem"},
+            "https://host:443/, http://host:80/",
+        ),
+        ({"bind": "host:443", "insecure_bind": "host:80"}, "http://host:443/"),
+    ],
+)
+def test_the_address_is_one_that_a_browser_takes(site: Path, settings: dict[str, Any], urls: str) -> None:
+    line = describe(str(site), {}, Config.from_mapping(settings)).splitlines()[1]
+    assert line.startswith(f"  at        {urls}")
+    assert line.count("://") == urls.count("://")
+
+
 def test_the_first_look_is_bounded(site: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for number in range(50):
         put(site / "many" / f"{number}.txt", b"")

@@ -16,6 +16,7 @@ from typing import Any
 
 from trioserve.config import Config
 from trioserve.errors import AppNotFound, ConfigError
+from trioserve.net.bind import split_host_port
 from trioserve.static.codings import SUFFIXES
 from trioserve.static.handler import StaticFiles
 
@@ -199,15 +200,18 @@ def describe(directory: str, options: Mapping[str, Any], config: Config) -> str:
 
 def _urls(config: Config) -> list[str]:
     """Where it can be visited, as far as that is known before a socket is bound."""
+    tls = config.ssl_enabled
+    binds = [("https" if tls else "http", bind) for bind in config.bind]
+    binds += [("http", bind) for bind in config.insecure_bind if tls]
     found = []
-    for bind in config.bind:
-        host, colon, port = bind.rpartition(":")
-        if bind.startswith(("unix:", "fd://")) or (colon and port == "0"):
+    for scheme, bind in binds:
+        if bind.startswith(("unix:", "fd://")):
             continue
-        if not colon or bind.endswith("]"):
-            host, port = bind, "8000"
-        if host in ("0.0.0.0", "[::]"):  # noqa: S104 - compared, not bound
-            found.append(f"http://localhost:{port}/ (and this machine's other addresses)")
+        host, port = split_host_port(bind)
+        if not port:
+            continue
+        if host in ("", "0.0.0.0", "::"):  # noqa: S104 - compared, not bound
+            found.append(f"{scheme}://localhost:{port}/ (and this machine's other addresses)")
         else:
-            found.append(f"http://{host}:{port}/")
+            found.append(f"{scheme}://{f'[{host}]' if ':' in host else host}:{port}/")
     return found
