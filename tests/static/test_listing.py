@@ -15,9 +15,12 @@ from pathlib import Path
 
 import pytest
 
+from trioserve import StaticFiles
 from trioserve.static import listing
 from trioserve.static.listing import FIELDS, Entry, list_directory, listing_json, listing_page
 from trioserve.static.text import name_as_text, size_as_text
+
+from .asking import ask
 
 NOON = 1_767_268_800  # 2026-01-01T12:00:00Z
 
@@ -143,6 +146,20 @@ def test_dotfiles_are_for_who_asks_for_them(tmp_path):
         (tmp_path / name).mkdir()
     assert names(list_of(tmp_path)) == [b"seen"]
     assert names(list_of(tmp_path, dotfiles=True)) == [b".env", b".well-known", b"seen"]
+
+
+async def test_each_link_leads_to_what_is_served(tmp_path):
+    for name in (b"a\\b", b"not\xffutf-8", b"new\nline", b"tab\t", b"del\x7f"):
+        (tmp_path / os.fsdecode(name)).touch()
+        (tmp_path / os.fsdecode(name + b"-directory")).mkdir()
+    for name in ("?#%20", "C:", "~", " ", "ü", "\u202e", "&<>\"'", "a" * 255):
+        (tmp_path / name).touch()
+    app = StaticFiles(tmp_path, listing=True)
+    found = json.loads((await ask(app, "/", headers=[("accept", "application/json")])).body)
+    assert len(found) == 8
+    for entry in found:
+        assert (await ask(app, entry["url"].removeprefix("."))).status == 200
+    app.close()
 
 
 def test_pipes_sockets_and_links_are_not_listed(tmp_path):

@@ -24,6 +24,7 @@ from datetime import UTC, datetime
 from typing import Final
 from urllib.parse import quote
 
+from trioserve.static.request_path import can_be_asked_for
 from trioserve.static.text import name_as_text, size_as_text
 
 #: A page of 10,000 lines is about 2.5 MB; whoever has more wants a search, not a list.
@@ -61,7 +62,7 @@ def list_directory(
 
     Args:
         fd: a descriptor of the directory, opened for reading or with O_PATH.
-        dotfiles: whether names with a leading dot are listed.
+        dotfiles: whether names with a leading dot are listed. Others that no request can have are not in any case.
         look: what a symbolic link's name leads to, by the mount's policy, or None where the mount would not serve it.
             Without `look` links are left out: to follow one here would tell what lies outside.
 
@@ -84,9 +85,9 @@ def _entries(
     names: Iterable[os.DirEntry[str]], dotfiles: bool, look: Callable[[bytes], os.stat_result | None] | None
 ) -> Iterator[Entry]:
     for item in names:
-        if item.name.startswith(".") and not dotfiles:
-            continue
         name = os.fsencode(item.name)
+        if not can_be_asked_for(name, dotfiles=dotfiles):
+            continue
         try:
             if item.is_symlink():
                 found = look(name) if look is not None else None

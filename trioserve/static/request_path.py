@@ -94,6 +94,16 @@ def parse_request_path(raw_path: bytes, *, dotfiles: bool = False) -> RequestPat
     return _parse(raw_path, dotfiles)
 
 
+def can_be_asked_for(name: bytes, *, dotfiles: bool = False) -> bool:
+    """Whether a request can name a file or directory that is called so; for lists of what is there."""
+    try:
+        _check_bytes(name)
+        _check_segment(name, dotfiles)
+    except PathRefused:
+        return False
+    return True
+
+
 def _parse(raw_path: bytes, dotfiles: bool) -> RequestPath:
     # Every byte may be encoded as three.
     if len(raw_path) > 3 * MAX_PATH:
@@ -105,10 +115,7 @@ def _parse(raw_path: bytes, dotfiles: bool) -> RequestPath:
     path = _decode(raw_path) if b"%" in raw_path else raw_path
     if len(path) > MAX_PATH:
         raise PathRefused(f"the path is longer than {MAX_PATH} bytes")
-    if _FORBIDDEN.search(path):
-        raise PathRefused("a control byte or a backslash")
-    if not path.isascii():
-        _check_utf8(path)
+    _check_bytes(path)
     segments = path.split(b"/")[1:]
     directory = not segments or not segments[-1]
     if directory:
@@ -131,12 +138,15 @@ def _decode(raw_path: bytes) -> bytes:
     return unquote_to_bytes(raw_path)
 
 
-def _check_utf8(path: bytes) -> None:
-    """Raises on invalid UTF-8: overlong forms and surrogates too, so no byte has a second spelling."""
-    try:
-        path.decode()
-    except UnicodeDecodeError:
-        raise PathRefused("invalid UTF-8") from None
+def _check_bytes(path: bytes) -> None:
+    """Raises also on invalid UTF-8: overlong forms and surrogates too, so no byte has a second spelling."""
+    if _FORBIDDEN.search(path):
+        raise PathRefused("a control byte or a backslash")
+    if not path.isascii():
+        try:
+            path.decode()
+        except UnicodeDecodeError:
+            raise PathRefused("invalid UTF-8") from None
 
 
 def _check_segment(segment: bytes, dotfiles: bool) -> None:
