@@ -5,11 +5,13 @@ from __future__ import annotations
 import os
 import socket
 from pathlib import Path
+from typing import Any
 
 import pytest
 import trio
 
 from trioserve import StaticFiles
+from trioserve.static.confine import ConfinedRoot, NotServed
 from trioserve.testing import no_leaks, serving
 
 from .asking import ask, put
@@ -173,9 +175,29 @@ async def test_what_may_not_be_read_is_403_only_where_that_is_wanted(trapped: Pa
         app.close()
 
 
-async def test_a_denial_is_403_only_where_that_is_wanted(site: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from trioserve.static.confine import ConfinedRoot, NotServed
+@pytest.mark.parametrize("forbidden", [403, 404])
+async def test_a_directory_that_may_be_entered_but_not_read_is_one_all_the_same(
+    site: Path, monkeypatch: pytest.MonkeyPatch, forbidden: Any
+) -> None:
+    """Its mode is 711; root may read it, so the system call is told here what it answers others."""
+    real = ConfinedRoot.open
 
+    def deny(self: ConfinedRoot, relative: bytes, *, nonblocking: bool = False) -> Any:
+        if relative in {b"docs", b"bare", b"plain.txt"}:
+            raise NotServed("permission denied", denied=True)
+        return real(self, relative, nonblocking=nonblocking)
+
+    monkeypatch.setattr(ConfinedRoot, "open", deny)
+    app = StaticFiles(site, forbidden=forbidden, listing=True)
+    response = await ask(app, "/docs?x")
+    assert (response.status, response.header("location")) == (308, "./docs/?x")
+    assert (await ask(app, "/docs/")).status == 200
+    for target in ("/bare", "/plain.txt"):
+        assert (await ask(app, target)).status == forbidden
+    app.close()
+
+
+async def test_a_denial_is_403_only_where_that_is_wanted(site: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def deny(self: ConfinedRoot, relative: bytes, *, nonblocking: bool = False) -> None:
         raise NotServed("permission denied", denied=True)
 

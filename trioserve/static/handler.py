@@ -223,6 +223,9 @@ class StaticFiles:
                 self._remember(request, found)
             if found is Absent.DIRECTORY and await self._opens(path):
                 return self._redirect(request.scope, path.name)
+            # A directory that may be entered but not read: its page is served all the same.
+            if found is Absent.DENIED and isinstance(await self._index(path), Entry):
+                return self._redirect(request.scope, path.name)
             return found
         if not below and await self._opens(path):
             # The mount itself, without its slash: relative links on the page would lead beside it.
