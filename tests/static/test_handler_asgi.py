@@ -448,6 +448,15 @@ async def test_its_lifespan_gives_the_descriptors_back(site: Path) -> None:
             assert (await server.get("/large.bin")).body == LARGE
 
 
+async def test_what_nobody_closes_ends_with_its_app(site: Path) -> None:
+    """Mounted in another app it is told of no shutdown; tests may make an app each."""
+    async with no_leaks():
+        for _ in range(3):
+            app = StaticFiles(site)
+            assert (await ask(app, "/large.bin")).body == LARGE
+        del app
+
+
 async def test_the_fallthrough_apps_lifespan_is_the_servers_to_see(site: Path) -> None:
     events = []
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import errno
 import os
+from collections.abc import Callable
 
 from trioserve.asgi.file_body import KnownFile
 
@@ -42,6 +43,11 @@ class OpenFile(KnownFile):
         self._leases -= 1
         if self._leases == 0:
             os.close(self.fd)
+
+    def __del__(self, close: Callable[[int], None] = os.close) -> None:
+        # Of a cache that nobody has closed: an app that is mounted in another hears nothing of the end.
+        if self._leases > 0:
+            close(self.fd)
 
 
 def read_resident(fd: int, offset: int, count: int) -> bytes | None:
