@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import select
 import time
 from typing import Any
 
@@ -81,24 +82,63 @@ async def test_after_the_response_receive_says_disconnect_though_the_client_is_t
     assert server.failure is None
 
 
-async def test_a_task_that_waits_in_receive_is_told_when_the_response_is_complete(hub: str) -> None:
-    messages = []
+@pytest.mark.parametrize("unread", [0, 5])
+async def test_a_task_that_waits_in_receive_is_told_when_the_response_is_complete(
+    hub: str, unread: int
+) -> None:
+    tell, told = trio.open_memory_channel[Any](1)
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
         async def watch() -> None:
-            messages.append(await receive())
+            tell.send_nowait(await receive())
 
-        await receive()
+        if not unread:
+            await receive()
         async with trio.open_nursery() as nursery:
             nursery.start_soon(watch)
             await trio.testing.wait_all_tasks_blocked(0.01)
             await respond(send)
 
-    async with serving(app, hub=hub) as server, server.connect() as client:
+    async with serving(app, hub=hub) as server:
         for _ in range(2):
+            async with server.connect() as client:
+                await client.send(request_head(unread))
+                with trio.fail_after(30):
+                    assert (await client.read_response()).status == 200
+                    assert await told.receive() == {"type": "http.disconnect"}
+
+
+@pytest.mark.modes("tls", because="a stream is read by nobody else")
+async def test_a_task_that_has_outlived_its_request_leaves_the_next_one_alone(engine: str, hub: str) -> None:
+    """It waits for the body, which arrives unseen while the response is completed, and is thrown away."""
+    tell, told = trio.open_memory_channel[Any](1)
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        async def watch() -> None:
+            tell.send_nowait(await receive())
+
+        if scope["method"] == "GET":
+            await respond(send)
+            return
+        background.start_soon(watch)
+        await trio.testing.wait_all_tasks_blocked(0.01)
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": b"hello", "more_body": True})
+        (connection,) = server.worker.context.connections
+        client.sock.send(b"0123456789")
+        assert select.select([connection.transport.sock], [], [], 30)[0]
+        await send({"type": "http.response.body", "body": b""})
+
+    async with trio.open_nursery() as background:
+        async with serving(app, http_engine=engine, hub=hub) as server, server.connect() as client:
+            await client.send(request_head(10))
             with trio.fail_after(30):
-                assert (await client.get()).status == 200
-    assert messages == [{"type": "http.disconnect"}] * 2
+                assert (await client.read_response()).body == b"hello"
+                assert await told.receive() == {"type": "http.disconnect"}
+                (connection,) = server.worker.context.connections
+                assert connection.idle
+                assert (await client.get()).body == b"hello"
+        assert server.failure is None
 
 
 @pytest.mark.parametrize("size", [10, 100_000])
@@ -160,6 +200,19 @@ async def test_100_continue_is_sent_when_the_app_first_asks_for_the_body(engine:
         assert early.cancelled_caught
         asked.set()
         assert await client.receive_until(b"\r\n\r\n") == b"HTTP/1.1 100 Continue\r\n\r\n"
+        await client.send(b"ok")
+        assert (await client.read_response()).body == b"ok"
+
+
+async def test_100_continue_is_sent_while_the_head_of_the_response_is_held_back(engine: str) -> None:
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": await read_body(receive)})
+
+    async with serving(app, http_engine=engine) as server, server.connect() as client:
+        await client.send(request_head(2, ("expect", "100-continue")))
+        with trio.fail_after(30):
+            assert await client.receive_until(b"\r\n\r\n") == b"HTTP/1.1 100 Continue\r\n\r\n"
         await client.send(b"ok")
         assert (await client.read_response()).body == b"ok"
 

@@ -213,6 +213,7 @@ class Http1Exchange(Http1Request):
         self.response_bytes = size
         if self._receiving:
             self.transport.watch.release_hangup_waiter()
+            self.transport.watch.wake_reader()
 
     def wire_add_trailers(self, headers: Iterable[tuple[bytes, bytes]]) -> None:
         assert self._trailers is not None

@@ -101,32 +101,28 @@ class Http1Request(HttpExchange):
     async def wire_wait_body(self) -> Message:
         connection = self.connection
         clock = connection.worker.clock
-        if (
-            self.engine.expects_continue
-            and self.state is ResponseState.NONE
-            and not await self._send_continue()
-        ):
+        if self.engine.expects_continue and not self.response_started and not await self._send_continue():
             return {"type": "http.disconnect"}
         began = clock()
         self._body_deadline = began + self.body_patience(self.engine.body_bytes)
         connection.start_phase("request_body", self._body_deadline)
         try:
-            while True:
+            # Once the response is complete, what comes may be the next request's.
+            while not self.told_gone and self.state is not ResponseState.COMPLETE:
+                message = self.wire_next_body()
+                if message is not None:
+                    return message
                 await self.transport.watch.wait_readable()
-                if self.told_gone:
-                    return {"type": "http.disconnect"}
-                if self._read_body():
-                    message = self.wire_next_body()
-                    if message is not None:
-                        return message
+            return {"type": "http.disconnect"}
         except trio.ClosedResourceError:
             return {"type": "http.disconnect"}  # a task that has outlived its request
         finally:
             waited = clock() - began
             self._body_waited += waited
             self._body_deadline = 0.0
-            # The time-out of the handler counts what the app takes, not what the client takes to send.
-            connection.resume_handler(waited)
+            if connection.exchange is self:  # otherwise the connection is busy with other things already
+                # The time-out of the handler counts what the app takes, not what the client takes to send.
+                connection.resume_handler(waited)
 
     async def _send_continue(self) -> bool:
         """Ask the peer for the body; False if it is gone, which is no error of an app that only wanted to read."""

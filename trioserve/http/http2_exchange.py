@@ -123,7 +123,7 @@ class Http2Exchange(StreamPipe, HttpExchange):
     async def wire_wait_body(self) -> Message:
         stream = self.stream
         clock = stream.worker.clock
-        if self.head.expects_continue and self.state is _NONE:
+        if self.head.expects_continue and not self.response_started:
             self.head.expects_continue = False
             self.engine.send_interim(self.stream_id, 100, ())
             self.output.request()
@@ -131,11 +131,12 @@ class Http2Exchange(StreamPipe, HttpExchange):
         self._body_deadline = began + self.body_patience(self.received_bytes)
         stream.start_phase("request_body", self._body_deadline)
         try:
-            while True:
-                await self.wait_received()
+            while self.state is not _COMPLETE:
                 message = self.wire_next_body()
                 if message is not None:
                     return message
+                await self.wait_received()
+            return {"type": "http.disconnect"}
         finally:
             waited = clock() - began
             self._body_waited += waited

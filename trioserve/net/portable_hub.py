@@ -82,8 +82,9 @@ class PortableWatch(Watch):
             except trio.ClosedResourceError:
                 self.closed = True
             finally:
-                setattr(self, role, None)
-                self._scopes.pop(role, None)
+                if self._scopes.get(role) is scope:
+                    setattr(self, role, None)
+                    del self._scopes[role]
         self._check_open(None, what)
         return not scope.cancelled_caught
 
@@ -94,8 +95,9 @@ class PortableWatch(Watch):
         self._release("hangup_waiter")
 
     def _release(self, role: str) -> None:
-        scope = self._scopes.get(role)
+        scope = self._scopes.pop(role, None)
         if scope is not None:
+            setattr(self, role, None)  # at once: another task may wait before this one has had its turn
             scope.cancel(reason="woken by its owner")
 
     def close(self) -> None:
