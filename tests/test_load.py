@@ -24,6 +24,8 @@ from trioserve.asgi.wsgi import WSGIApp, build_environ
 from trioserve.config import Config
 from trioserve.errors import AppNotFound, ClientDisconnected, UnexpectedMessage
 
+from .threads import no_more_threads
+
 Message = dict[str, Any]
 
 
@@ -811,6 +813,28 @@ async def test_no_more_requests_run_than_there_are_threads() -> None:
             gate.may_go_on.set()
         await wait_idle(app)
     assert [exchange.body for exchange in exchanges] == [b"x"] * 4
+
+
+async def test_a_thread_that_cannot_be_started_keeps_no_place() -> None:
+    gate = Gate()
+    app = WSGIApp(gate, 100, 1000)
+    refused = trio.Event()
+
+    async def request() -> None:
+        exchange = Exchange()
+        try:
+            await app(scope_of(), exchange.receive, exchange.send)
+        except RuntimeError:
+            refused.set()
+
+    with trio.fail_after(30), no_more_threads():
+        async with trio.open_nursery() as nursery:
+            # Those that trio has kept from other tests are used up first.
+            while not refused.is_set():
+                nursery.start_soon(request)
+                await trio.testing.wait_all_tasks_blocked()
+            gate.may_go_on.set()
+        await wait_idle(app)
 
 
 async def test_a_cancelled_request_ends_at_once_and_its_thread_later() -> None:

@@ -115,9 +115,13 @@ class _ThreadedCall:
         await limiter.acquire_on_behalf_of(self)
         self._limiter = limiter
         context = contextvars.copy_context()
-        trio.lowlevel.start_thread_soon(
-            lambda: context.run(_Response(self.send_from_thread).run, app, environ), self._deliver
-        )
+        try:
+            trio.lowlevel.start_thread_soon(
+                lambda: context.run(_Response(self.send_from_thread).run, app, environ), self._deliver
+            )
+        except RuntimeError:
+            limiter.release_on_behalf_of(self)  # no thread can be started (pids.max, TasksMax)
+            raise
         with self._inbox:
             while True:
                 item = await self._inbox.receive()
