@@ -292,6 +292,44 @@ async def test_reprs_say_what_is_going_on() -> None:
     assert repr(worker.drain) == "<Drain stopped: cancelled by the caller>"
 
 
+class Address:
+    """A `task_status`, for who has no nursery to start the server in."""
+
+    def __init__(self) -> None:
+        self.client: socket.socket
+
+    def started(self, addresses: list[str]) -> None:
+        host, _, port = addresses[0].removeprefix("http://").rpartition(":")
+        self.client = socket.create_connection((host, int(port)), timeout=30)
+        self.client.sendall(encode_request("GET"))
+
+
+def test_ctrl_c_drains_a_server_that_is_a_program_of_its_own() -> None:
+    """`trio.run(serve, app, config)`, as hypercorn's documentation has it."""
+    events = []
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] == "lifespan":
+            for _ in range(2):
+                events.append(message := (await receive())["type"])
+                await send({"type": f"{message}.complete"})
+            return
+        signal.raise_signal(signal.SIGINT)
+        await trio.testing.wait_all_tasks_blocked(0.01)
+        await respond(send)
+        events.append("responded")
+
+    status = Address()
+    serve = functools.partial(trioserve.serve, task_status=status)
+    with pytest.raises(KeyboardInterrupt):
+        trio.run(serve, app, configure(), restrict_keyboard_interrupt_to_checkpoints=True)
+    with status.client as client:
+        response = b"".join(iter(functools.partial(client.recv, 65536), b""))
+    assert response.startswith(b"HTTP/1.1 200 OK\r\n")
+    assert b"connection: close" in response
+    assert events == ["lifespan.startup", "responded", "lifespan.shutdown"]
+
+
 # -- run() ---------------------------------------------------------------------------------------------------
 
 SCRIPT = """

@@ -41,7 +41,8 @@ async def serve(
         sockets: bound stream sockets to use instead of `config.bind`; they stay open and the caller's.
 
     Cancelling drains: requests in flight get `graceful_timeout` seconds, then are cancelled; the app's lifespan gets
-    its shutdown. Set `graceful_timeout = 0` where cancelling must not wait for requests.
+    its shutdown. Set `graceful_timeout = 0` where cancelling must not wait for requests. So does Ctrl-C where
+    `serve` is all that `trio.run` runs; the `KeyboardInterrupt` comes out after that.
 
     Raises:
         ConfigError, BindError, LifespanFailed: it could not start.

@@ -1,8 +1,7 @@
 """A worker's whole life: bind -> load the app's lifespan -> listen -> wait -> drain -> exit. START READING HERE.
 
-    serve_worker
-    ├─ _drain_on_cancel            the only task that hears the caller's cancellation: it begins the drain
-    └─ (shield with a deadline)
+    serve_worker                    hears the caller's cancellation, or his Ctrl-C: it begins the drain
+    └─ worker (shield with a deadline)
        ├─ lifespan                 the app's startup and shutdown; its context is the template for requests
        ├─ hub, reaper, flusher
        ├─ trigger                  the caller's shutdown_trigger
@@ -392,7 +391,7 @@ async def serve_worker(
 
     Raises:
         BindError, LifespanFailed: it could not start.
-        trio.Cancelled: the caller's, after the drain.
+        trio.Cancelled, KeyboardInterrupt: the caller's, after the drain.
     """
     listeners = sockets if isinstance(sockets, Listeners) else bind_config(config, sockets)
     try:
@@ -406,12 +405,18 @@ async def serve_worker(
         worker = Worker(app, config, logs, listeners, owns_process=not library)
         if on_worker is not None:
             on_worker(worker)
-        async with trio.open_nursery() as outer:
-            with trio.CancelScope(shield=True) as shield:
-                outer.start_soon(_drain_on_cancel, worker, name="wait for cancellation")
-                worker.drain.on_begin(lambda: setattr(shield, "deadline", _last_moment(worker)))
+        shield = trio.CancelScope(shield=True)
+        worker.drain.on_begin(lambda: setattr(shield, "deadline", _last_moment(worker)))
+
+        async def run_shielded() -> None:
+            with shield:
                 await worker.run(shutdown_trigger=shutdown_trigger, task_status=task_status)
             outer.cancel_scope.cancel(reason="the worker has ended")
+
+        async with trio.open_nursery() as outer:
+            outer.start_soon(run_shielded, name="worker")
+            # Not in the worker's own task: this may be the main task of trio.run, in which Ctrl-C is raised.
+            await _drain_on_cancel(worker)
     except BaseExceptionGroup as group:
         found = _unwrap(group)
         raise found from found.__cause__
@@ -440,4 +445,5 @@ def _unwrap(group: BaseExceptionGroup[Any]) -> BaseException:
     current: BaseException = group
     while isinstance(current, BaseExceptionGroup) and len(current.exceptions) == 1:
         current = current.exceptions[0]
-    return current if isinstance(current, LifespanFailed | BindError | trio.Cancelled) else group
+    plain = LifespanFailed | BindError | trio.Cancelled | KeyboardInterrupt
+    return current if isinstance(current, plain) else group
