@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import socket
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +62,30 @@ async def test_contain_serves_on(autojump_clock: Any, caplog: Any) -> None:
         assert server.worker.drain.state is DrainState.RUNNING
     assert server.failure is None
     assert caplog.text.count("row A1, serving on") == 5
+
+
+async def test_what_a_failed_request_had_open_does_not_wait_for_the_collector() -> None:
+    """Its report shows the stacks of all threads, and so the frames of its own making."""
+
+    class Resource:
+        pass
+
+    opened: list[weakref.ref[Resource]] = []
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        resource = Resource()
+        opened.append(weakref.ref(resource))
+        raise ValueError
+
+    async with serving(app, lifespan="off", on_app_error="contain", errorlog=None) as server:
+        gc.disable()
+        try:
+            assert (await server.get()).status == 500
+            await server.wait_idle()
+            await trio.testing.wait_all_tasks_blocked()
+            assert [resource() for resource in opened] == [None]
+        finally:
+            gc.enable()
 
 
 async def test_a_worse_fault_replaces_a_lesser_one_and_not_the_other_way_round() -> None:

@@ -309,14 +309,19 @@ _PLATFORM = f"{platform.system()} {platform.release()} {platform.machine()}"
 def _describe_threads() -> list[dict[str, Any]]:
     names = {thread.ident: thread.name for thread in threading.enumerate()}
     frames = sys._current_frames()  # the only way there is; documented, in spite of its name
-    return [
-        {
-            "name": names.get(ident, "?"),
-            "current": ident == threading.get_ident(),
-            "frames": read_stack(frame),
-        }
-        for ident, frame in list(frames.items())[:MOST_THREADS]
-    ]
+    try:
+        return [
+            {
+                "name": names.get(ident, "?"),
+                "current": ident == threading.get_ident(),
+                "frames": read_stack(frame),
+            }
+            for ident, frame in list(frames.items())[:MOST_THREADS]
+        ]
+    finally:
+        # This frame is among them, and above it is the error's: all that the app has open in its own would wait for
+        # the collector.
+        frames.clear()
 
 
 # -- writing ------------------------------------------------------------------------------------------------
