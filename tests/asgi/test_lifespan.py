@@ -259,6 +259,30 @@ async def test_startup_that_takes_too_long(autojump_clock: Any) -> None:
     assert "longer than 60 s (startup_timeout)" in str(error)
 
 
+@pytest.mark.parametrize("mode", ["auto", "on"])
+@pytest.mark.parametrize("late", [True, False], ids=["too long", "cancelled"])
+async def test_what_an_app_raises_whose_startup_is_given_up_is_shown_as_that(
+    autojump_clock: Any, caplog: Any, mode: str, late: bool
+) -> None:
+    async def hang(_send: Any) -> None:
+        try:
+            await trio.sleep_forever()
+        finally:
+            raise ValueError("in the clean-up")
+
+    app = LifespanApp(startup=hang)
+    if late:
+        assert "startup_timeout" in str(await startup_error(app, lifespan=mode, startup_timeout=60))
+    else:
+        with trio.move_on_after(1) as scope:
+            async with serving(app, lifespan=mode, startup_timeout=60):
+                raise AssertionError
+        assert scope.cancelled_caught
+    (record,) = [r for r in caplog.records if r.exc_info]
+    assert record.getMessage() == "the app raised when its startup was given up"
+    assert "in the clean-up" in caplog.text
+
+
 @pytest.mark.parametrize(
     "raised", [SystemExit(5), KeyboardInterrupt(), BaseExceptionGroup("", [ValueError(), SystemExit(5)])]
 )

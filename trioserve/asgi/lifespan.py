@@ -45,6 +45,7 @@ class Lifespan:
         self._log = log
         self._on_death = on_death
         self._startup_asked = False
+        self._given_up = False  # nobody waits for the startup any more
         self._shutdown_asked = trio.Event()
         self._started = trio.Event()
         self._stopped = trio.Event()
@@ -63,8 +64,11 @@ class Lifespan:
         if self._mode == "off":
             return
         nursery.start_soon(self.run, name="lifespan")
-        with trio.move_on_after(timeout) as scope:
-            await self._started.wait()
+        try:
+            with trio.move_on_after(timeout) as scope:
+                await self._started.wait()
+        finally:
+            self._given_up = not self._started.is_set()
         if scope.cancelled_caught:
             raise LifespanFailed(f"lifespan startup took longer than {timeout:g} s (startup_timeout)")
         if self._failure is not None:
@@ -109,6 +113,8 @@ class Lifespan:
         if not all(isinstance(leaf, Exception | trio.Cancelled) for leaf in leaves(error)):
             # SystemExit, KeyboardInterrupt and groups with them are never taken for "no lifespan support".
             self._on_death(error, self._now())
+        elif self._given_up:
+            self._log.error("the app raised when its startup was given up", exc_info=error)
         elif self._started.is_set():
             if self._failure is None:
                 self._on_death(error, self._now())
@@ -130,6 +136,8 @@ class Lifespan:
         return "while serving" if self._started.is_set() else "in its startup"
 
     def _note_return(self) -> None:
+        if self._given_up:
+            return
         if not self._started.is_set():
             if self._mode == "on":
                 self._failure = LifespanFailed(
