@@ -64,6 +64,23 @@ async def test_contain_serves_on(autojump_clock: Any, caplog: Any) -> None:
     assert caplog.text.count("row A1, serving on") == 5
 
 
+@pytest.mark.modes("http2", because="the same over TLS")
+@pytest.mark.parametrize("field", [None, (b"x",), ("x", "y")])
+@pytest.mark.parametrize("development", [False, True])
+async def test_an_app_that_has_spoiled_its_list_of_headers_is_judged_like_any_other(
+    field: Any, development: bool
+) -> None:
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        scope["headers"].append(field)
+        raise ValueError
+
+    async with serving(app, lifespan="off", on_app_error="contain") as server:
+        server.worker.context.development = development
+        for _ in range(2):
+            assert (await server.get()).status == 500
+        assert server.worker.context.counters.faults == {"A1": 2}
+
+
 async def test_what_a_failed_request_had_open_does_not_wait_for_the_collector() -> None:
     """Its report shows the stacks of all threads, and so the frames of its own making."""
 

@@ -7,7 +7,7 @@ but `wire_open`; what cancelling does is told in `asgi/exchange.py`.
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from trioserve.asgi.exchange import Exchange, ResponseState
@@ -57,7 +57,7 @@ class HttpExchange(Exchange):
             "method": method,
             "http_version": version,
             "path": target.partition(b"?")[0].decode("ascii", "replace"),
-            "header_names": [name.decode("latin-1") for name, _ in headers],
+            "header_names": [name.decode("latin-1") for name, _ in intact(headers)],
             "response": self.state.name.lower(),
             "status": self.status,
             "elapsed": self.connection.worker.clock() - self.started_at,
@@ -116,6 +116,17 @@ class HttpExchange(Exchange):
     async def wire_open(self, path: str | bytes) -> int:
         files: FileSender = self.connection.worker.files
         return await files.open(path)
+
+
+def intact(fields: Iterable[Any]) -> list[tuple[bytes, bytes]]:
+    """The fields of a request that can be read still: the list is the app's too, which may have put anything there."""
+    return [
+        (field[0], field[1])
+        for field in fields
+        if isinstance(field, tuple | list)
+        and len(field) == 2
+        and all(isinstance(text, bytes) for text in field)
+    ]
 
 
 def as_bytes(body: Any) -> bytes:

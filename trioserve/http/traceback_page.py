@@ -19,6 +19,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from trioserve.http.http_exchange import intact
 from trioserve.structure.error_tree import cut, describe_error, rank_of_file
 
 # Of one page. A browser shows it at once, and a terminal's scroll-back holds it.
@@ -95,7 +96,7 @@ def traceback_page(
 
 def accepts_html(fields: Iterable[tuple[bytes, bytes]]) -> bool:
     """Whether Accept names HTML and does not rule it out; `*/*` is what programs say."""
-    for name, value in fields:
+    for name, value in intact(fields):
         if name.lower() != b"accept":
             continue
         for choice in value.lower().split(b","):

@@ -21,7 +21,7 @@ from trioserve.asgi.scope import websocket_scope
 from trioserve.asgi.websocket_session import SessionState
 from trioserve.errors import TaskLeak
 from trioserve.http.byte_stream import ByteStream
-from trioserve.http.http_exchange import log_exchange
+from trioserve.http.http_exchange import intact, log_exchange
 from trioserve.http.websocket_frames import (
     ABNORMAL,
     INTERNAL_ERROR,
@@ -235,7 +235,7 @@ class WebSocket(WebSocketWire):
             "method": "WEBSOCKET",
             "http_version": request.http_version,
             "path": request.target.partition(b"?")[0].decode("ascii", "replace"),
-            "header_names": [name.decode("latin-1") for name, _ in request.headers],
+            "header_names": [name.decode("latin-1") for name, _ in intact(request.headers)],
             "response": self.state.value,
             "status": self.status,
             "elapsed": self._clock() - self.started_at,
