@@ -149,6 +149,27 @@ async def test_the_error_that_ended_the_worker_comes_out_of_serve(error: BaseExc
     assert caught.value.exceptions == (error,)
 
 
+@pytest.mark.parametrize("grouped", [False, True])
+async def test_a_cancelled_that_the_app_has_kept_is_not_taken_for_the_callers(grouped: bool) -> None:
+    kept: list[BaseException] = []
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        with trio.CancelScope() as own:
+            own.cancel()
+            try:
+                await trio.sleep_forever()
+            except trio.Cancelled as error:
+                kept.append(error)
+                raise
+        raise BaseExceptionGroup("", kept) if grouped else kept[0]
+
+    with pytest.raises(BaseExceptionGroup) as caught:
+        await ending(app, fetch)
+    (error,) = caught.value.exceptions
+    assert isinstance(error, RuntimeError)
+    assert (error.__cause__.exceptions == tuple(kept)) if grouped else (error.__cause__ is kept[0])
+
+
 async def test_also_when_the_caller_has_cancelled_meanwhile() -> None:
     error = ValueError("boom")
 

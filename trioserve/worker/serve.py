@@ -16,6 +16,7 @@ import trio
 
 from trioserve.asgi.load import detect_mode, wrap_app
 from trioserve.config import Config
+from trioserve.structure.boundary import leaves
 from trioserve.structure.context import ASGIApp
 from trioserve.worker.worker import Worker, serve_worker
 
@@ -64,6 +65,9 @@ async def serve(
         # Also when the caller has cancelled meanwhile: a fault is not lost in a cancellation.
         failure = workers[0].context.boundary.failure if workers else None
         if failure is not None:
+            if all(isinstance(leaf, trio.Cancelled) for leaf in leaves(failure.error)):
+                # The caller's nursery would take it for its own cancellation, and end as if all were well.
+                raise RuntimeError("the app raised a Cancelled that nobody had asked for") from failure.error
             raise failure.error
 
 
