@@ -170,14 +170,15 @@ async def test_cancelled_at_any_step_it_still_ends_in_order(steps: int) -> None:
     assert app.events in ([], ["startup"], ["startup", "shutdown", "complete"])
 
 
-async def test_a_trigger_that_raises_drains_and_its_error_comes_out() -> None:
+@pytest.mark.parametrize("kind", [ValueError, SystemExit, KeyboardInterrupt])
+async def test_a_trigger_that_raises_drains_and_its_error_comes_out(kind: type[BaseException]) -> None:
     app = App()
 
     async def broken() -> None:
         await app.holding.wait()
-        raise ValueError("no trigger")
+        raise kind("no trigger")
 
-    with pytest.RaisesGroup(pytest.RaisesExc(ValueError, match="no trigger")):
+    with pytest.RaisesGroup(pytest.RaisesExc(kind, match="no trigger")):
         async with trio.open_nursery() as nursery:
             serve = functools.partial(serve_worker, app, configure(), shutdown_trigger=broken)
             (address,) = await nursery.start(serve)

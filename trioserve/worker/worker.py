@@ -42,7 +42,7 @@ from trioserve.observe.logs import Logs, setup_logs
 from trioserve.static.sendfile import FileSender
 from trioserve.structure.admission import Admission
 from trioserve.structure.blocked_loop import BlockedLoop, LastWords
-from trioserve.structure.boundary import Boundary, is_scope_corruption
+from trioserve.structure.boundary import Boundary, is_cancellation, is_scope_corruption
 from trioserve.structure.context import ASGIApp, WorkerContext
 from trioserve.structure.drain import CLEANUP_SECONDS, Drain, DrainState
 from trioserve.worker.async_generators import watch_async_generators
@@ -74,7 +74,7 @@ class Worker:
         self.logs = logs
         self.listeners = listeners
         self.config = config
-        self.trigger_error: Exception | None = None
+        self.trigger_error: BaseException | None = None
         self.last_words: LastWords | None = None
         self.supervised = False
         self.left_to_others: Collection[int] = ()
@@ -281,7 +281,9 @@ class Worker:
     async def _await_trigger(self, shutdown_trigger: Callable[..., Awaitable[object]]) -> None:
         try:
             await shutdown_trigger()
-        except Exception as error:
+        except BaseException as error:
+            if is_cancellation(error):
+                raise
             # The caller's own: it comes out of `serve()`, but requests in flight need not suffer from it.
             self.trigger_error = error
             self.drain.begin(f"the shutdown trigger raised {type(error).__name__}")
