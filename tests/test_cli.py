@@ -223,6 +223,8 @@ def test_our_flags_set_our_settings(argv: list[str], name: str, value: Any) -> N
         ([], "no application given; for example: trioserve"),
         (["--graceful-timeout"], "expected one argument"),
         (["--workers", "four"], "argument -w/--workers: 'four': expected a whole number of at least 0"),
+        (["--max-rss", "512"], "no worker can live with so little"),
+        (["--request-timeout", "0"], 'write "off" for no limit'),
         (["--umask", "9"], "octal"),
         (["--bind", "localhost:x"], "host:port"),
         (["--contain-error", "a:B,c"], "'a:B,c' is not"),

@@ -227,6 +227,10 @@ GOOD: list[tuple[str, Any, Any]] = [
     ("contain_errors", ["a.b:C.D", KeyError], ["a.b:C.D", KeyError]),
     ("contain_errors", KeyError, [KeyError]),
     ("include_date_header", False, False),
+    ("max_rss", 0.5, 0.5),
+    ("max_rss", 1, 1.0),
+    ("max_rss", 2**24, 2.0**24),
+    ("max_rss", "off", None),
 ]
 
 
@@ -260,6 +264,10 @@ BAD: list[tuple[str, Any, str]] = [
     ("request_timeout", math.inf, 'write "off" for no limit'),
     ("first_byte_timeout", True, 'above 0, or "off"'),
     ("max_connections", 0, 'write "off"'),
+    ("max_rss", 512, "bytes of at least 16777216 (512 MiB are 536870912), or a part above 0 and at most 1"),
+    ("max_rss", 1.5, "no worker can live with so little"),
+    ("max_rss", "512M", "a number of bytes of at least 16777216"),
+    ("max_rss", 0, 'write "off" for no limit'),
     ("include_date_header", 1, "expected true or false"),
     ("include_date_header", "no", "expected true or false"),
     ("bind", 8000, "host:port"),

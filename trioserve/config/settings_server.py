@@ -23,7 +23,7 @@ from trioserve.config.text_values import (
     Table,
     Text,
 )
-from trioserve.config.values import Account, Number, Seconds, Switch, Umask, Whole, WorkerCount
+from trioserve.config.values import Account, MemoryLimit, Seconds, Switch, Umask, Whole, WorkerCount
 
 # What the supervisor is built on.
 CAN_SUPERVISE = hasattr(os, "pidfd_open") and hasattr(os, "memfd_create")
@@ -209,7 +209,7 @@ PROCESSES = under(
     ),
     Setting(
         "max_rss",
-        Number(0, unit="bytes", above=True, off=True),
+        MemoryLimit(),
         None,
         help="Resident memory beyond which a worker is recycled; up to 1: the part of the cgroup's limit that all "
         "workers may use together",

@@ -126,9 +126,10 @@ class Number(Kind):
         if self._means_off(text):
             return None
         try:
-            return self.check(float(text))
+            number = float(text)
         except ValueError:
             raise self._refuse() from None
+        return self.check(number)
 
     def to_toml(self, value: Any) -> str | None:
         """Write None as "off"."""
@@ -162,6 +163,29 @@ class Rate(Number):
         """Settle "off" as 0.0."""
         number = super().check(value)
         return 0.0 if number is None else number
+
+
+class MemoryLimit(Number):
+    """How much memory a process may take: bytes, or up to 1 a part of what there is."""
+
+    #: An interpreter with a server and no app takes more; below it a number is one of megabytes, or a slip.
+    LEAST = 16 * 1024 * 1024
+
+    def __init__(self) -> None:
+        super().__init__(0, unit="bytes", above=True, off=True)
+
+    @property
+    def expects(self) -> str:
+        """Both ways to say it, and an example, since people think in megabytes."""
+        return (
+            f"a number of bytes of at least {self.LEAST} (512 MiB are {512 * 1024 * 1024}), or a part above 0 and at "
+            'most 1, or "off"'
+        )
+
+    def _within(self, number: Any) -> Any:
+        if 1 < number < self.LEAST:
+            raise self._refuse("no worker can live with so little")
+        return super()._within(number)
 
 
 class Whole(Number):
