@@ -334,6 +334,34 @@ def test_a_secret_never_shows() -> None:
         config.keyfile_password = 12345  # type: ignore[assignment]
 
 
+def test_the_places_that_settings_name_can_be_written(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "gone" / "file")
+    wrong = {
+        ("crash_dir", "file"): "file is no directory",
+        ("crash_dir", "file/deeper"): "file is no directory",
+        ("pid_path", "folder"): "folder is a directory",
+        ("pid_path", "gone/pid"): f"there is no directory {tmp_path}/gone: make it, or correct the path",
+        ("accesslog", "folder"): "folder is a directory",
+        ("accesslog", "link"): f"there is no directory {tmp_path}/gone",
+        ("errorlog", "gone/log"): f"there is no directory {tmp_path}/gone",
+        ("errorlog", "file/log"): "Not a directory",
+    }
+    for (name, place), reason in wrong.items():
+        config = Config.from_mapping({name: str(tmp_path / place)})
+        with pytest.raises(ConfigError) as caught:
+            config.validate()
+        assert str(caught.value).startswith(
+            f"mapping: {name} = '{tmp_path / place}' (str) cannot be written: "
+        )
+        assert reason in str(caught.value)
+    right = {"crash_dir": "new/deeper", "pid_path": "pid", "accesslog": "file", "errorlog": "new.log"}
+    Config.from_mapping({name: str(tmp_path / place) for name, place in right.items()}).validate()
+    Config.from_mapping(accesslog="/gone/log", logconfig_dict={"version": 1}).validate()
+    assert sorted(found.name for found in tmp_path.iterdir()) == ["file", "folder", "link"]
+
+
 # -- names --------------------------------------------------------------------------------------------------
 
 NEAR = [

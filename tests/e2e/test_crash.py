@@ -198,8 +198,8 @@ async def test_no_secret_of_a_request_or_the_environment_is_written_anywhere(tmp
 
 
 async def test_a_crash_dir_that_cannot_be_written_costs_only_the_file(tmp_path):
-    (tmp_path / "file").touch()
     async with serve_command(APP, "--crash-dir", str(tmp_path / "file")) as server:
+        (tmp_path / "file").touch()
         assert (await server.get("/raise")).status == 500
         assert await server.wait() == 75
     assert len(server.reports()) == 1

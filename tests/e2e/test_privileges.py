@@ -117,7 +117,7 @@ async def test_files_are_opened_as_the_new_user_so_that_they_can_be_opened_again
     assert [file.name for file in logs.iterdir()] == ["access"]
 
 
-@pytest.mark.parametrize("flag", ["--access-logfile", "--pid"])
+@pytest.mark.parametrize("flag", ["--access-logfile", "--pid", "--crash-dir"])
 async def test_a_file_that_only_root_may_write_is_refused_at_once(
     tmp_path: Path, folder: Path, flag: str
 ) -> None:

@@ -12,6 +12,7 @@ import os
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING
 
+from trioserve.config.places import find_place_problems
 from trioserve.config.provenance import Origin
 from trioserve.config.settings import BY_NAME, SETTINGS
 from trioserve.config.settings_server import CAN_SUPERVISE
@@ -83,6 +84,7 @@ def _contradictions(config: Config) -> Iterator[str]:
             "or one of them off"
         )
     yield from _missing_directories(config)
+    yield from find_place_problems(config)
     both = [name for name in config.contain_errors if name in config.fatal_errors]
     if both:
         yield f"contain_errors and fatal_errors both name {both[0]!r}: an error can be one or the other"

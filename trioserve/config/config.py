@@ -15,6 +15,7 @@ from typing import Any, Literal, Self
 import hypercorn.config
 
 from trioserve.config import checks, files
+from trioserve.config.places import find_place_problems
 from trioserve.config.provenance import CODE, DEFAULT, Origin, Source
 from trioserve.config.settings import BY_NAME, SETTINGS, did_you_mean
 from trioserve.config.tls_context import CertificateFiles, create_context, default_files, speaks_tls
@@ -259,6 +260,12 @@ class Config(hypercorn.config.Config):
                 `use_reloader`) is ignored with a warning, as hypercorn does.
         """
         problems = checks.find_problems(self, library=library)
+        if problems:
+            raise ConfigError("\n".join(problems))
+
+    def check_places(self) -> None:
+        """Raise `ConfigError` for what this process may not write; `validate` does, but root may write anywhere."""
+        problems = list(find_place_problems(self))
         if problems:
             raise ConfigError("\n".join(problems))
 

@@ -62,7 +62,8 @@ def run_supervisor(config: Config, application: str, reload_config: Callable[[],
     try:
         remarks = _open_sockets(store, config, upgrade[0] if upgrade else None)
         # From here on nobody is root: not the workers, and not who opens the files that they are to reopen.
-        drop_privileges(config.user, config.group)
+        if drop_privileges(config.user, config.group):
+            config.check_places()
         supervisor = Supervisor(config, application, reload_config, store)
         for remark in remarks:
             supervisor.log.info("%s", remark)

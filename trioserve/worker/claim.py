@@ -54,6 +54,7 @@ def claim_process(config: Config, environ: MutableMapping[str, str] = os.environ
     listeners, remarks = open_process_sockets(config, environ)
     try:
         if drop_privileges(config.user, config.group):
+            config.check_places()
             remarks.append(f"no longer root: running as user {os.getuid()}, group {os.getgid()}")
         # Its log is the worker's as soon as there is one.
         notifier = Notifier(environ, logging.getLogger(__name__))
