@@ -157,10 +157,24 @@ def _import_failed(path: str, name: str, directory: str, error: Exception) -> Ap
         return _failed(
             path,
             f"there is no module {missing!r} in {directory}, nor elsewhere on sys.path"
-            f"{_nearest_module(folder, name.rpartition('.')[2])}",
+            f"{_dotted_attribute(path, missing) or _nearest_module(folder, name.rpartition('.')[2])}",
         )
     error.__traceback__ = own
     return _failed(path, f"importing {name!r} failed at {_spot(error)}: {_summary(error)}")
+
+
+def _dotted_attribute(path: str, missing: str) -> str:
+    """The hint for a dot where the colon should be, as in "myapp.main.app"; "" if it is not that."""
+    # The importing has got as far as to the module above the missing one.
+    parent, _, attribute = missing.rpartition(".")
+    there = vars(sys.modules[parent]) if ":" not in path and parent in sys.modules else {}
+    is_package = "__path__" in there
+    if attribute not in there and (is_package or _DEFAULT_ATTRIBUTE not in there):
+        return ""
+    # In front there may be a directory, and behind it attributes of the attribute.
+    before, found, after = path.rpartition(f"{parent}.{attribute}")
+    wanted = f"{attribute}{after}" if attribute in there else _DEFAULT_ATTRIBUTE
+    return f"; did you mean {f'{before}{parent}:{wanted}'!r}?" if found else ""
 
 
 def _nearest_module(folder: Path, name: str) -> str:
