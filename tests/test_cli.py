@@ -23,6 +23,7 @@ from trioserve.errors import (
     EXIT_APP_NOT_FOUND,
     EXIT_CONFIG,
     EXIT_OK,
+    EXIT_OS,
     EXIT_USAGE,
     ConfigError,
 )
@@ -290,6 +291,25 @@ def test_check_config_refuses_a_wrong_file_without_a_traceback(tmp_path: Path) -
         f"trioserve: {file}: kep_alive = 3 (int): unknown setting; did you mean keep_alive_timeout?",
         f"trioserve: {file}: workers = 'x' (str): expected {BY_NAME['workers'].kind.expects}",
     ]
+
+
+@pytest.mark.parametrize(
+    ("argv", "code", "text"),
+    [
+        (["--bind", "8000"], EXIT_OS, "write :8000 for all addresses"),
+        (["--bind", "http://localhost:8000"], EXIT_OS, "without 'http://'"),
+        (["--insecure-bind", "unix:" + 200 * "a"], EXIT_OS, "bytes at most, this one 200"),
+        (["--crash-dir", __file__], EXIT_CONFIG, "is no directory"),
+        (["--access-logfile", "-", "--access-logformat", "%(bogus)s"], EXIT_CONFIG, "unknown atom %(bogus)s"),
+        (["--log-config", "/no/such/file"], EXIT_CONFIG, "logconfig = '/no/such/file' cannot be read"),
+        (["--log-config", f"json:{__file__}"], EXIT_CONFIG, "cannot be parsed"),
+    ],
+)
+def test_check_config_finds_what_the_start_would(
+    argv: list[str], code: int, text: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["--check-config", *argv, "m:a"]) == code
+    assert text in capsys.readouterr().err
 
 
 def test_print_config_round_trips_and_shows_sources(tmp_path: Path) -> None:

@@ -157,6 +157,7 @@ def test_the_level_can_change_and_logging_can_be_disabled_later(tmp_path: Path) 
         ({"logconfig": "json:/no/such/file"}, "cannot be read"),
         ({"logconfig_dict": {"version": 2}}, "refused by the logging module"),
         ({"logconfig_dict": ["version"]}, "must be a table"),
+        ({"logconfig_dict": {"version": 1, "loggers": 5}}, "refused by the logging module"),
         ({"logconfig_dict": {"version": 1, "handlers": {"x": {"class": "no.Such"}}}}, "handler 'x'"),
     ],
 )

@@ -63,6 +63,12 @@ def _run(argv: Sequence[str]) -> int:
     if wish == "print":
         return EXIT_OK
     if wish == "check":
+        # What is wrong with a value by itself, but shows only to who uses it.
+        from trioserve.net.bind import check_binds
+        from trioserve.observe.logs import check_logs
+
+        check_logs(config)
+        check_binds(config)
         for level, text in config.advice():
             print(f"{logging.getLevelName(level).lower()}: {text}", file=sys.stderr)
         print("configuration is valid")

@@ -93,6 +93,10 @@ def test_a_port_alone_and_a_url_are_told_what_to_write() -> None:
     assert "without 'http://'" in refused("http://127.0.0.1:8000")
 
 
+def test_a_path_that_no_socket_can_have_is_told_by_its_length() -> None:
+    assert "bytes at most, this one 200" in refused(f"unix:{'a' * 200}")
+
+
 def test_text_after_the_bracket_is_refused() -> None:
     assert "'x'" in refused("[::1]x")
 

@@ -10,6 +10,7 @@ import errno
 import os
 import socket
 import stat
+import sys
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -24,6 +25,9 @@ _KEEPALIVE = (("TCP_KEEPIDLE", 60), ("TCP_KEEPINTVL", 30), ("TCP_KEEPCNT", 3))
 
 # The port that the kernel chooses for one family may be taken in the other; it will hardly happen this often in a row.
 _PORT_ATTEMPTS = 8
+
+# sockaddr_un(7), less the NUL at the end: Linux, and the BSDs with macOS.
+_UNIX_PATH_LIMIT = 107 if sys.platform == "linux" else 103
 
 
 class Listeners:
@@ -131,6 +135,7 @@ def open_listeners(
             return listeners
         for bind in binds:
             if bind.startswith("unix:"):
+                _check_length(bind)
                 _bind_unix(listeners, Path(bind[5:]), umask, user, group)
             elif bind.startswith("fd://"):
                 listeners.sockets.append(_inherit(bind))
@@ -162,6 +167,15 @@ def bind_config(config: Config, sockets: Iterable[socket.socket] | None = None) 
             raise
         listeners.add_plain(plain)
     return listeners
+
+
+def check_binds(config: Config) -> None:
+    """Raise BindError for an address that no machine could bind; nothing is resolved, opened or looked for."""
+    for bind in (*config.bind, *config.insecure_bind):
+        if bind.startswith("unix:"):
+            _check_length(bind)
+        elif not bind.startswith("fd://"):
+            split_host_port(bind)
 
 
 # -- TCP -----------------------------------------------------------------------------------------------------
@@ -277,6 +291,14 @@ def _advice(error: OSError) -> str:
 
 
 # -- unix ----------------------------------------------------------------------------------------------------
+
+
+def _check_length(bind: str) -> None:
+    size = len(os.fsencode(bind)) - len("unix:")
+    if size > _UNIX_PATH_LIMIT:
+        raise BindError(
+            f"cannot bind {bind}: the path of a unix socket has {_UNIX_PATH_LIMIT} bytes at most, this one {size}"
+        )
 
 
 def _bind_unix(

@@ -12,7 +12,7 @@ import json
 import logging
 import threading
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from logging.config import dictConfig, fileConfig
 from pathlib import Path
@@ -23,11 +23,20 @@ from trioserve.errors import ConfigError
 
 def apply_log_config(config: Any) -> LogConfig:
     """Apply what `config` has, `logconfig` before `logconfig_dict` as in hypercorn; ConfigError if broken."""
-    if config.logconfig is not None:
-        return _apply_source(config.logconfig)
-    if config.logconfig_dict is not None:
-        return _apply_dict(config.logconfig_dict, "logconfig_dict", config.logconfig_dict)
-    return LogConfig(frozenset(), None)
+    wish = _read(config)
+    if wish is None:
+        return LogConfig(frozenset(), None)
+    try:
+        _shared.apply(wish.source, wish.configure)
+    except Exception as error:  # whatever a handler's or formatter's constructor raises
+        cause = f" ({error.__cause__})" if error.__cause__ is not None else ""
+        raise ConfigError(f"{wish.shown} was refused by the logging module: {error}{cause}") from error
+    return LogConfig(wish.names, wish.source)
+
+
+def check_log_config(config: Any) -> None:
+    """ConfigError if it cannot be read; what the logging module says of it shows only when it is applied."""
+    _read(config)
 
 
 class LogConfig:
@@ -122,51 +131,57 @@ def _registered() -> dict[str, logging.Logger]:
     return {name: logger for name, logger in tuple(known.items()) if isinstance(logger, logging.Logger)}
 
 
-def _apply_source(source: str) -> LogConfig:
+@dataclass(frozen=True, slots=True)
+class _Wish:
+    """A configuration that was read: the loggers that it names, what applies it, and what messages call it."""
+
+    names: frozenset[str]
+    configure: Callable[[], None]
+    shown: str
+    source: object
+
+
+def _read(config: Any) -> _Wish | None:
+    if config.logconfig is not None:
+        return _read_source(config.logconfig)
+    if config.logconfig_dict is not None:
+        return _read_dict(config.logconfig_dict, "logconfig_dict", config.logconfig_dict)
+    return None
+
+
+def _read_source(source: str) -> _Wish:
     """`json:FILE`, `toml:FILE`, or a file in the standard library's ini format."""
     kind, _, rest = source.partition(":")
     shown = f"logconfig = {source!r}"
     try:
         if kind == "json":
-            return _apply_dict(json.loads(Path(rest).read_text(encoding="utf-8")), shown, source)
+            return _read_dict(json.loads(Path(rest).read_text(encoding="utf-8")), shown, source)
         if kind == "toml":
-            return _apply_dict(tomllib.loads(Path(rest).read_text(encoding="utf-8")), shown, source)
-        return _apply_ini(source, shown)
+            return _read_dict(tomllib.loads(Path(rest).read_text(encoding="utf-8")), shown, source)
+        return _read_ini(source, shown)
     except OSError as error:
         raise ConfigError(f"{shown} cannot be read: {error.strerror or error}") from error
     except (ValueError, configparser.Error) as error:
-        raise ConfigError(f"{shown} cannot be parsed: {error}") from error
+        raise ConfigError(f"{shown} cannot be parsed: {' '.join(str(error).split())}") from error
 
 
-def _apply_ini(source: str, shown: str) -> LogConfig:
+def _read_ini(source: str, shown: str) -> _Wish:
     path = Path(source)
     # hypercorn's (and gunicorn's) names for use inside the file.
     defaults = {"__file__": source, "here": str(path.parent) if path.parent != Path() else ""}
     parser = configparser.ConfigParser(defaults)
     parser.read_string(path.read_text(encoding="utf-8"), source=source)
     sections = [section for section in parser.sections() if section.startswith("logger_")]
-    names = [parser.get(section, "qualname", fallback="") for section in sections]
-
-    def configure() -> None:
-        fileConfig(parser, disable_existing_loggers=False)
-
-    _apply(source, configure, shown)
-    return LogConfig(frozenset(names) - {""}, source)
+    names = frozenset(parser.get(section, "qualname", fallback="") for section in sections) - {""}
+    return _Wish(names, lambda: fileConfig(parser, disable_existing_loggers=False), shown, source)
 
 
-def _apply_dict(settings: Any, shown: str, source: object) -> LogConfig:
+def _read_dict(settings: Any, shown: str, source: object) -> _Wish:
     if not isinstance(settings, Mapping):
         raise ConfigError(
             f"{shown} must be a table as for logging.config.dictConfig, not {type(settings).__name__}"
         )
-    names = frozenset(settings.get("loggers", ()))
-    _apply(source, lambda: dictConfig(dict(settings)), shown)
-    return LogConfig(names, source)
-
-
-def _apply(source: object, configure: Any, shown: str) -> None:
-    try:
-        _shared.apply(source, configure)
-    except Exception as error:  # whatever a handler's or formatter's constructor raises
-        cause = f" ({error.__cause__})" if error.__cause__ is not None else ""
-        raise ConfigError(f"{shown} was refused by the logging module: {error}{cause}") from error
+    loggers = settings.get("loggers")
+    # Anything else is for the logging module to refuse.
+    names = frozenset(loggers) if isinstance(loggers, Mapping) else frozenset()
+    return _Wish(names, lambda: dictConfig(dict(settings)), shown, source)

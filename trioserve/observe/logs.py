@@ -24,8 +24,8 @@ import sys
 from typing import Any
 
 from trioserve.errors import ConfigError
-from trioserve.observe.access_log import AccessLog
-from trioserve.observe.log_config import LogConfig, apply_log_config
+from trioserve.observe.access_log import AccessLog, compile_format
+from trioserve.observe.log_config import LogConfig, apply_log_config, check_log_config
 from trioserve.observe.log_writer import LineHandler, LogStatistics, LogWriter, Target
 from trioserve.observe.statsd import StatsdClient, StatsdHandler
 
@@ -48,6 +48,14 @@ def setup_logs(config: Any) -> Logs:
         writer.close(0)
         applied.undo()
         raise
+
+
+def check_logs(config: Any) -> None:
+    """ConfigError for what `setup_logs` would refuse, as far as it shows without opening or changing anything."""
+    _check_logger_class(config)
+    check_log_config(config)
+    if config.accesslog:
+        compile_format(config.access_log_format)
 
 
 class Logs:
