@@ -24,6 +24,7 @@ from trioserve.errors import (
     EXIT_CONFIG,
     EXIT_OK,
     EXIT_OS,
+    EXIT_OUTPUT,
     EXIT_USAGE,
     ConfigError,
 )
@@ -238,7 +239,7 @@ def test_a_usage_error_exits_2_and_helps(
     assert main(argv) == EXIT_USAGE
     error = capsys.readouterr().err
     assert text in error
-    assert error.endswith("trioserve: try --help\n")
+    assert error.endswith("trioserve: try trioserve --help\n")
 
 
 def test_the_application_may_come_from_any_source(tmp_path: Path) -> None:
@@ -310,6 +311,48 @@ def test_check_config_finds_what_the_start_would(
 ) -> None:
     assert main(["--check-config", *argv, "m:a"]) == code
     assert text in capsys.readouterr().err
+
+
+PRINTING = [
+    ["--help"],
+    ["--version"],
+    ["--print-config"],
+    ["--check-config", "m:a"],
+    ["static", "--help"],
+    ["precompress", "--help"],
+    ["ctl", "--help"],
+    ["ctl", "scale", "--help"],
+]
+
+
+@pytest.mark.parametrize("argv", PRINTING, ids=" ".join)
+def test_what_cannot_be_printed_is_one_line_and_an_exit_code(
+    argv: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with Path("/dev/full").open("w") as full:
+        monkeypatch.setattr(sys, "stdout", full)
+        assert main(argv) == EXIT_OUTPUT
+    assert capsys.readouterr().err == "trioserve: cannot write to stdout: No space left on device\n"
+
+
+@pytest.mark.parametrize("argv", PRINTING, ids=" ".join)
+def test_a_reader_that_has_left_is_content(
+    argv: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    with open(writer, "w") as pipe:
+        monkeypatch.setattr(sys, "stdout", pipe)
+        assert main(argv) == EXIT_OK
+    assert capsys.readouterr().err == ""
+
+
+def test_a_wrong_flag_is_exit_code_2_even_if_stderr_is_full(monkeypatch: pytest.MonkeyPatch) -> None:
+    with Path("/dev/full").open("w", buffering=1) as full:
+        monkeypatch.setattr(sys, "stderr", full)
+        assert main(["--nope"]) == EXIT_USAGE
+        monkeypatch.undo()
+        os.dup2(os.open(os.devnull, os.O_WRONLY), full.fileno())  # for what its buffer still holds
 
 
 def test_print_config_round_trips_and_shows_sources(tmp_path: Path) -> None:

@@ -9,22 +9,23 @@ configuration), never with a traceback of ours.
 from __future__ import annotations
 
 import argparse
-import difflib
 import itertools
 import logging
 import os
 import platform
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
-from typing import Any, Literal, NoReturn
+from typing import Any, Literal
 
 from trioserve import signals
 from trioserve.config import SETTINGS, Config, Setting, load_config
 from trioserve.config.settings import default_with_unit, nearest_setting
 from trioserve.config.settings_server import CAN_SUPERVISE
 from trioserve.config.sources import CONFIG_VARIABLE, config_as_toml
-from trioserve.errors import EXIT_OK, EXIT_SIGINT, TrioserveError, UsageError
+from trioserve.errors import EXIT_OK, EXIT_SIGINT, OutputFailed, TrioserveError, UsageError
+from trioserve.observe.command_line import CommandParser, say
 from trioserve.observe.process import explain
 
 Wish = Literal["serve", "print", "check"]
@@ -58,7 +59,7 @@ def _run(argv: Sequence[str]) -> int:
         return run_precompress(argv[1:])
     config, wish = configure(argv, os.environ)
     if wish == "print":
-        print(config_as_toml(config), end="")
+        say(config_as_toml(config).rstrip("\n"))
     config.validate()
     if wish == "print":
         return EXIT_OK
@@ -70,15 +71,16 @@ def _run(argv: Sequence[str]) -> int:
         check_logs(config)
         check_binds(config)
         for level, text in config.advice():
-            print(f"{logging.getLevelName(level).lower()}: {text}", file=sys.stderr)
-        print("configuration is valid")
+            say(f"{logging.getLevelName(level).lower()}: {text}", sys.stderr)
+        say("configuration is valid")
         return EXIT_OK
     if not config.application_path:
         raise UsageError(f"no application given; {_EXAMPLE}")
     if _is_static(argv):
         from trioserve.static.command import describe
 
-        print(describe(*_static_arguments(argv[1:])[:2], config), flush=True)
+        with suppress(OutputFailed):  # it serves all the same
+            say(describe(*_static_arguments(argv[1:])[:2], config))
     signals.overlook(signals.STRAYS)
     if config.workers != 0 and CAN_SUPERVISE:
         from trioserve.supervisor.supervisor import run_supervisor
@@ -118,28 +120,10 @@ def _static_arguments(argv: Sequence[str]) -> tuple[str, dict[str, Any], dict[st
 
 
 def _parse(argv: Sequence[str], parser: _Parser) -> dict[str, Any]:
-    found, extra = parser.parse_known_args(list(argv))
-    flags = vars(found)
-    for argument in extra:
-        # Before the others: what an unknown flag was given looks like a second application.
-        if argument.startswith("-") and argument != "-":
-            raise UsageError(f"unknown flag {argument.partition('=')[0]}{_flag_hint(parser, argument)}")
-    if extra:
-        raise UsageError(f"only one {parser.noun} can be served, but there is also {extra[0]!r}")
+    flags = vars(parser.parse(argv))
     if flags.get("application_path") is None:
         flags.pop("application_path", None)
     return flags
-
-
-def _flag_hint(parser: argparse.ArgumentParser, argument: str) -> str:
-    wanted = argument.partition("=")[0]
-    known = [flag for action in parser._actions for flag in action.option_strings]
-    near = [flag for flag in known if len(wanted) > 3 and flag.startswith(wanted)]  # hypercorn takes prefixes
-    near = near or difflib.get_close_matches(wanted, known, 1)
-    if not near:
-        name = nearest_setting(wanted.lstrip("-"))
-        near = [setting.main_flag for setting in SETTINGS if setting.name == name]
-    return f"; did you mean {near[0]}?" if near else ""
 
 
 def build_parser(noun: Literal["application", "directory"] = "application") -> _Parser:
@@ -158,24 +142,31 @@ def build_parser(noun: Literal["application", "directory"] = "application") -> _
         add_help=False,
     )
     parser.noun = noun
+    parser.surplus = f"only one {noun} can be served, but there is also {{!r}}"
     _add_command_flags(parser)
+    unmentioned: frozenset[str] = frozenset()
     if not of_app:
-        from trioserve.static.command import add_flags
+        from trioserve.static.command import OF_OTHER_APPS, add_flags
 
         add_flags(parser)
+        unmentioned = OF_OTHER_APPS
     for topic, settings in itertools.groupby(SETTINGS, key=lambda setting: setting.topic):
         group = parser.add_argument_group(topic)
         for setting in settings:
             if not setting.positional:
-                _add_flags(group, setting)
+                _add_flags(group, setting, None if setting.name in unmentioned else _help(setting))
     return parser
 
 
-class _Parser(argparse.ArgumentParser):
+class _Parser(CommandParser):
     noun = "application"
 
-    def error(self, message: str) -> NoReturn:
-        raise UsageError(message)
+    def nearest_flag(self, wanted: str) -> str | None:
+        """Names of settings count too, and the flags of other servers."""
+        if near := super().nearest_flag(wanted):
+            return near
+        name = nearest_setting(wanted.lstrip("-"))
+        return next((setting.main_flag for setting in SETTINGS if setting.name == name), None)
 
 
 _OPERANDS = {
@@ -216,7 +207,8 @@ def _add_command_flags(parser: _Parser) -> None:
     group.add_argument("-h", "--help", action="help", help="show this text and exit")
 
 
-def _add_flags(group: argparse._ArgumentGroup, setting: Setting) -> None:
+def _add_flags(group: argparse._ArgumentGroup, setting: Setting, text: str | None) -> None:
+    """`text` is what --help says of the setting; None: it does not."""
     if setting.kind.is_switch:
         options: dict[str, Any] = {"action": argparse.BooleanOptionalAction}
     else:
@@ -224,7 +216,9 @@ def _add_flags(group: argparse._ArgumentGroup, setting: Setting) -> None:
         if setting.kind.is_list:
             options["action"] = "append"
     if setting.option_strings:
-        group.add_argument(*setting.option_strings, dest=setting.name, help=_help(setting), **options)
+        group.add_argument(
+            *setting.option_strings, dest=setting.name, help=text or argparse.SUPPRESS, **options
+        )
     if setting.deprecated_flags:
         # Only hypercorn's cert_reqs has no flag but an old one.
         now = setting.option_strings[0] if setting.option_strings else "--verify-mode"
@@ -242,7 +236,8 @@ class _Deprecated(argparse.Action):
     """Take the value, and say what the flag is called now (`const`)."""
 
     def __call__(self, _: Any, namespace: Any, values: Any, option_string: str | None = None) -> None:
-        print(f"trioserve: warning: {option_string} is deprecated, use {self.const}", file=sys.stderr)
+        with suppress(OutputFailed):
+            say(f"trioserve: warning: {option_string} is deprecated, use {self.const}", sys.stderr)
         setattr(namespace, self.dest, values)
 
 
@@ -250,7 +245,7 @@ class _Version(argparse.Action):
     """Print the versions that a bug report needs."""
 
     def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> None:
-        print(_versions())
+        say(_versions())
         parser.exit()
 
 

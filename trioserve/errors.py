@@ -7,7 +7,7 @@ the process exit code that goes with it.
 - the peer's: `RequestRefused`, `ClientDisconnected`
 - the app's: `AppMisuse` and its kin, `LifespanFailed`, `LoopBlocked`, `Fatal`
 - the operator's: `ConfigError`, `UsageError`, `AppNotFound`
-- the machine's: `BindError`, `FileSendFailed`
+- the machine's: `BindError`, `OutputFailed`, `FileSendFailed`
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ EXIT_STARTUP_FAILED = 3
 EXIT_APP_NOT_FOUND = 4
 EXIT_SERVER_BUG = 70
 EXIT_OS = 71
+EXIT_OUTPUT = 74
 EXIT_TAINTED = 75
 EXIT_CONFIG = 78
 EXIT_LOOP_BLOCKED = 80
@@ -118,9 +119,13 @@ class ConfigError(TrioserveError):
 
 
 class UsageError(TrioserveError):
-    """The command line itself cannot be understood."""
+    """The command line itself cannot be understood. `command` is the one whose --help tells more."""
 
     exit_code = EXIT_USAGE
+
+    def __init__(self, message: str, command: str = "trioserve") -> None:
+        super().__init__(message)
+        self.command = command
 
 
 class AppNotFound(TrioserveError):
@@ -138,6 +143,12 @@ class FileSendFailed(OSError):
     Raised by `send()` for `http.response.zerocopysend` and `http.response.pathsend`. Apps may let it pass: the boundary
     knows it by identity, ends the response visibly truncated (500 if nothing was sent), and serves on.
     """
+
+
+class OutputFailed(TrioserveError):
+    """What a command was asked to print cannot be written, other than for want of a reader."""
+
+    exit_code = EXIT_OUTPUT
 
 
 class BindError(TrioserveError):

@@ -15,6 +15,7 @@ from tests.e2e.process import run_to_end, serve_command, start_process, trioserv
 from trioserve.asgi.load import code_directories, load_app
 from trioserve.cli import configure, main
 from trioserve.config import Config
+from trioserve.config.settings import BY_NAME
 from trioserve.errors import EXIT_APP_NOT_FOUND, EXIT_CONFIG, EXIT_OK, EXIT_USAGE
 from trioserve.static import command
 from trioserve.static.command import application_path, describe, glance
@@ -78,21 +79,22 @@ def test_a_reload_is_not_about_the_files_that_are_served(site: Path) -> None:
         (["plain.txt"], EXIT_APP_NOT_FOUND, "nothing to serve: 'plain.txt' is no directory"),
         ([".", "docs"], EXIT_USAGE, "only one directory can be served, but there is also 'docs'"),
         ([".", "--lisitng"], EXIT_USAGE, "unknown flag --lisitng; did you mean --listing?"),
-        ([".", "--max-age", "x"], EXIT_USAGE, "--max-age: invalid int value"),
+        ([".", "--max-age", "x"], EXIT_USAGE, "'x': expected a whole number of seconds of at least 0"),
         (
             [".", "--max-age", "-1"],
-            EXIT_CONFIG,
-            "trioserve: --max-age = -1: expected a whole number of at least 0",
+            EXIT_USAGE,
+            "argument --max-age: '-1': expected a whole number of seconds of at least 0",
         ),
         (
             [".", "--symlinks", "all"],
-            EXIT_CONFIG,
-            "--symlinks = 'all': choose one of 'beneath', 'never', 'follow'",
+            EXIT_USAGE,
+            "argument --symlinks: 'all': expected one of beneath, never, follow",
         ),
         ([".", "--not-found", "../x"], EXIT_CONFIG, "--not-found = '../x'"),
         ([".", "--static", "/x=nowhere"], EXIT_CONFIG, "there is no directory"),
         (["--help"], EXIT_OK, ""),
         ([".", "--check-config"], EXIT_OK, ""),
+        ([".", "--check-config", "--wsgi-threads", "4"], EXIT_OK, ""),
     ],
 )
 def test_what_is_wrong_ends_with_a_message(
@@ -112,6 +114,7 @@ def test_what_is_wrong_ends_with_a_message(
         assert out.startswith("usage: trioserve static [flags] [DIR]\n")
         assert "--listing, --no-listing" in out
         assert "--bind" in out
+        assert not [name for name in command.OF_OTHER_APPS if BY_NAME[name].main_flag in out]
 
 
 def test_a_directory_that_may_not_be_entered_is_told_so(site: Path, monkeypatch: pytest.MonkeyPatch) -> None:

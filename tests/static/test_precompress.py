@@ -690,7 +690,8 @@ def test_zstd_of_either_making_is_used(monkeypatch):
         ([".", "--codings", "br,lzma"], "'lzma' is no coding; choose among br, zst and gz"),
         ([".", "--codings", ""], "'' is no coding"),
         ([".", "--clean", "--force"], "not allowed with"),
-        ([".", "--cle"], "unrecognized arguments: --cle"),
+        ([".", "--cle"], "unknown flag --cle"),
+        ([".", "dist"], "only one directory can be compressed, but there is also 'dist'"),
     ],
 )
 def test_what_cannot_be_understood_is_said(flags, message):
@@ -705,7 +706,7 @@ def test_help_tells_what_is_left_alone(capsys):
         run_precompress(["--help"])
     assert caught.value.code == 0
     out = capsys.readouterr().out
-    assert "--min-size N" in out
+    assert "--min-size BYTES" in out
     assert "dot files" in out
 
 

@@ -419,14 +419,15 @@ def test_a_server_that_does_not_answer_a_question_is_given_up(directory, monkeyp
     ("argv", "why", "help_"),
     [
         ([], "arguments are required: COMMAND", "trioserve ctl --help"),
-        (["stauts"], "invalid choice: 'stauts'", "trioserve ctl --help"),
+        (["stauts"], "'stauts': expected one of status, workers, ", "trioserve ctl --help"),
+        (["stauts"], "did you mean status?", "trioserve ctl --help"),
         (["scale"], "arguments are required: N", "trioserve ctl scale --help"),
         (["scale", "four"], "'four' is not a whole number, such as 4", "trioserve ctl scale --help"),
         (["scale", "-1"], "'-1' is not a whole number", "trioserve ctl scale --help"),
         (["scale", "٣"], "is not a whole number", "trioserve ctl scale --help"),
         (["recycle", "all"], "'all' is not a whole number", "trioserve ctl recycle --help"),
-        (["status", "--jso"], "unrecognized arguments: --jso", "trioserve ctl --help"),
-        (["status", "now"], "unrecognized arguments: now", "trioserve ctl --help"),
+        (["status", "--jso"], "unknown flag --jso; did you mean --json?", "trioserve ctl --help"),
+        (["status", "now"], "there is no place for 'now'", "trioserve ctl --help"),
     ],
 )
 def test_a_usage_error_exits_2_and_points_to_the_help(argv, why, help_, capsys):

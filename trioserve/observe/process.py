@@ -23,10 +23,12 @@ def explain(error: TrioserveError) -> None:
     if isinstance(error, AppNotFound | LifespanFailed) and cause is not None:
         # What the app raised is what its author needs to see.
         traceback.print_exception(cause, file=sys.stderr)
-    for line in str(error).splitlines():
-        print(f"trioserve: {line}", file=sys.stderr)
+    lines = str(error).splitlines()
     if isinstance(error, UsageError):
-        print("trioserve: try --help", file=sys.stderr)
+        lines.append(f"try {error.command} --help")
+    with contextlib.suppress(OSError):  # the exit code is all that is left then
+        for line in lines:
+            print(f"trioserve: {line}", file=sys.stderr, flush=True)
 
 
 @contextlib.contextmanager

@@ -12,13 +12,15 @@ import os
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, get_args
 
 from trioserve.config import Config
+from trioserve.config.values import Whole
 from trioserve.errors import AppNotFound, ConfigError
 from trioserve.net.bind import split_host_port
 from trioserve.static.codings import SUFFIXES
 from trioserve.static.handler import StaticFiles
+from trioserve.static.walk import SymlinkPolicy
 
 # What `describe` looks at, at the most: a look, not an inventory.
 _MOST_FILES = 10_000
@@ -29,6 +31,13 @@ _DEFAULT_INDEX = "index.html"
 # Flags whose value is an option of `StaticFiles`.
 _OPTIONS = ("listing", "spa", "not_found", "max_age", "dotfiles", "symlinks", "frozen", "index")
 _PREFIX = "static_"
+
+#: Settings of the server that mean nothing for files; they are taken, but --help is long enough without them.
+OF_OTHER_APPS = frozenset({
+    "debug_extension", "factory", "lifespan", "startup_timeout", "websocket_close_timeout", "websocket_compression",
+    "websocket_max_message_size", "websocket_ping_interval", "websocket_ping_timeout", "wsgi_max_body_size",
+    "wsgi_threads",
+})  # fmt: skip
 
 
 def make_app(directory: str, **options: Any) -> StaticFiles:
@@ -63,16 +72,24 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     add(
         "--max-age",
         "how long browsers keep a file without asking (default 60 s)",
-        type=int,
+        type=_seconds,
         metavar="SECONDS",
     )
     add("--dotfiles", "serve names that begin with a dot (default off)", action=switch)
     add(
         "--symlinks",
         "links that are followed: beneath (those that stay inside), never, follow (all) (default beneath)",
+        choices=get_args(SymlinkPolicy),
         metavar="POLICY",
     )
     add("--frozen", "files never change while the server runs (default off)", action=switch)
+
+
+def _seconds(text: str) -> Any:
+    try:
+        return Whole(0, unit="s").parse(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{text!r}: {error}") from error
 
 
 def take_options(flags: dict[str, Any]) -> dict[str, Any]:

@@ -4,7 +4,8 @@ Called by `cli.py`. A plain blocking program: threads compress (brotli, zlib and
 while they work, so that processes would only cost memory and a harder end), the main thread looks on. Ctrl-C and
 SIGTERM stop it within about a second: what is finished stays, what is not leaves no trace.
 
-Exit codes: 0 done, 1 some could not be written, 2 usage, 130 and 143 after Ctrl-C and SIGTERM.
+Exit codes: 0 done, 1 some could not be written, 2 usage, 74 what is said cannot be printed, 130 and 143 after Ctrl-C,
+SIGTERM.
 """
 
 from __future__ import annotations
@@ -23,9 +24,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
-from typing import Final, NoReturn, TextIO
+from typing import Final, NoReturn
 
 from trioserve.errors import EXIT_OK, EXIT_SIGINT, EXIT_SIGTERM, ConfigError, UsageError
+from trioserve.observe.command_line import CommandParser, say
 from trioserve.static.codings import SUFFIXES
 from trioserve.static.confine import ConfinedRoot, NotServed
 from trioserve.static.progress import ProgressLine
@@ -42,6 +44,8 @@ from trioserve.static.sibling_writer import (
 from trioserve.static.text import name_as_text, size_as_text
 
 EXIT_FAILED = 1
+
+_COMMAND: Final = "trioserve precompress"
 
 #: With its head, a response of up to a kibibyte leaves in one packet as it is: smaller would not be sooner.
 MIN_SIZE: Final = 1024
@@ -69,7 +73,7 @@ def run_precompress(argv: Sequence[str]) -> int:
         UsageError: for `cli.main` to print.
         SystemExit: after --help.
     """
-    asked = build_precompress_parser().parse_args(list(argv))
+    asked = build_precompress_parser().parse(argv)
     # To remove siblings takes their names only.
     codings = [] if asked.clean else _chosen_codings(asked)
     root = _open_root(asked.directory)
@@ -133,15 +137,16 @@ Exit codes: 0 done, {EXIT_FAILED} some could not be written, 2 usage.
 """
 
 
-def build_precompress_parser() -> argparse.ArgumentParser:
+def build_precompress_parser() -> CommandParser:
     """The parser of `trioserve precompress`."""
-    parser = _Parser(
-        prog="trioserve precompress",
+    parser = CommandParser(
+        prog=_COMMAND,
         description="Write compressed siblings of the files below a directory, for the server to send.",
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
+    parser.surplus = "only one directory can be compressed, but there is also {!r}"
     parser.add_argument("directory", metavar="DIR", help="the directory that is served")
     parser.add_argument(
         "--codings",
@@ -151,10 +156,10 @@ def build_precompress_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--min-size",
-        metavar="N",
+        metavar="BYTES",
         type=_number(0, 2**63),
         default=MIN_SIZE,
-        help=f"leave files alone that have fewer bytes; {MIN_SIZE} by default, which go in one packet anyway",
+        help=f"leave smaller files alone; {MIN_SIZE} bytes by default, which go in one packet anyway",
     )
     parser.add_argument(
         "--exclude",
@@ -176,11 +181,6 @@ def build_precompress_parser() -> argparse.ArgumentParser:
     how.add_argument("--clean", action="store_true", help="remove the siblings of such files instead")
     parser.add_argument("--quiet", action="store_true", help="say nothing but what went wrong")
     return parser
-
-
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise UsageError(f"{message}\ntry {self.prog} --help")
 
 
 def _number(least: int, most: int) -> Callable[[str], int]:
@@ -211,7 +211,7 @@ def _chosen_codings(asked: argparse.Namespace) -> list[Coding]:
     named: list[bytes] | None = asked.codings
     if any(name not in available for name in named or SUFFIXES):
         if named:
-            raise UsageError(f"--codings: {_NO_ZSTD}")
+            raise UsageError(f"--codings: {_NO_ZSTD}", _COMMAND)
         if not asked.quiet:
             print(f"no .zst siblings are written: {_NO_ZSTD}", file=sys.stderr)
     return [available[name] for name in SUFFIXES if name in available and name in (named or SUFFIXES)]
@@ -221,13 +221,13 @@ def _open_root(directory: str) -> ConfinedRoot:
     path = Path(directory)
     advice = "give the directory whose files are served"
     if not directory or not path.exists():
-        raise UsageError(f"there is no directory {name_as_text(directory)!r}; {advice}")
+        raise UsageError(f"there is no directory {name_as_text(directory)!r}; {advice}", _COMMAND)
     if not path.is_dir():
-        raise UsageError(f"{name_as_text(directory)!r} is not a directory; {advice}")
+        raise UsageError(f"{name_as_text(directory)!r} is not a directory; {advice}", _COMMAND)
     try:
         return ConfinedRoot(directory)
     except ConfigError as error:
-        raise UsageError(str(error)) from None
+        raise UsageError(str(error), _COMMAND) from None
 
 
 def _exclusion(patterns: Sequence[str]) -> Callable[[bytes], bool]:
@@ -419,7 +419,7 @@ class _Report:
 
     def remark(self, text: str) -> None:
         self.end()
-        _print(text, sys.stderr)
+        say(text, sys.stderr)
 
     def show(self, share: float, count: str, running: Sequence[Task]) -> None:
         if self._line is not None:
@@ -447,18 +447,8 @@ class _Report:
             ]
         if self.failed:
             rows.append(f"{self.failed:,} failed")
-        _print("\n".join(rows), sys.stdout)
+        say("\n".join(rows))
 
     def _detail(self, text: str) -> None:
         if self._line is not None and not self._line.is_shown:
-            _print(text, sys.stdout)
-
-
-def _print(text: str, stream: TextIO) -> None:
-    try:
-        # A terminal of an older encoding must not end the run.
-        encoding = stream.encoding or "ascii"
-        print(text.encode(encoding, "backslashreplace").decode(encoding), file=stream, flush=True)
-    except BrokenPipeError:
-        # `trioserve precompress dist | head -1`: the work goes on; what is left must not be tried again at the end.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+            say(text)

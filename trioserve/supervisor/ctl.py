@@ -4,7 +4,8 @@ Called by `cli.py` for `trioserve ctl ...`. It finds the server's control socket
 protocol), sends one request, waits for the answer and prints it: a table for people, JSON for programs. It is a plain
 blocking program; Ctrl-C ends the waiting, not the command.
 
-Exit codes: 0 done, 1 the server refused, 2 usage (also: several servers to choose from), 69 no server answers.
+Exit codes: 0 done, 1 the server refused, 2 usage (also: several servers to choose from), 69 no server answers, 74 the
+answer cannot be printed.
 """
 
 from __future__ import annotations
@@ -17,10 +18,11 @@ import sys
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from trioserve.config.setting import ENVIRONMENT_PREFIX
 from trioserve.errors import EXIT_OK, TrioserveError, UsageError
+from trioserve.observe.command_line import CommandParser, say
 from trioserve.supervisor.control import control_directories
 from trioserve.supervisor.ctl_tables import as_text, printable
 
@@ -51,8 +53,8 @@ class NoServer(TrioserveError):
     exit_code = EXIT_UNAVAILABLE
 
 
-class CtlUsage(TrioserveError):
-    """The command line cannot be understood."""
+class SeveralServers(TrioserveError):
+    """The command line does not say which of those that run is meant."""
 
     exit_code = UsageError.exit_code
 
@@ -61,10 +63,11 @@ def run_ctl(argv: Sequence[str]) -> int:
     """Carry out `trioserve ctl` with these arguments; returns the exit code, 0.
 
     Raises:
-        ServerRefused, NoServer, CtlUsage: for `cli.main` to print, each with its exit code.
+        ServerRefused, NoServer, SeveralServers, UsageError, OutputFailed: for `cli.main` to print, each with its
+            exit code.
         SystemExit: after --help.
     """
-    asked = build_ctl_parser().parse_args(list(argv))
+    asked = build_ctl_parser().parse(argv)
     given = vars(asked)
     request = {
         name: given[name] for name in ("command", "n", "worker_id", "crash_id") if given.get(name) is not None
@@ -74,16 +77,8 @@ def run_ctl(argv: Sequence[str]) -> int:
     if not answer["ok"]:
         raise ServerRefused(f"{asked.command}: {printable(answer.get('error'))}")
     result = answer.get("result")
-    _print(json.dumps(result, indent=2) if given.get("json") else as_text(asked.command, result))
+    say(json.dumps(result, indent=2) if given.get("json") else as_text(asked.command, result))
     return EXIT_OK
-
-
-def _print(text: str) -> None:
-    try:
-        print(text, flush=True)
-    except BrokenPipeError:
-        # `trioserve ctl workers | head -1`: what is left must not be tried again when Python ends.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 # -- arguments -----------------------------------------------------------------------------------------------
@@ -142,12 +137,12 @@ _COMMANDS: tuple[tuple[str, str, _Argument | None], ...] = (
 )
 
 
-def build_ctl_parser() -> argparse.ArgumentParser:
+def build_ctl_parser() -> CommandParser:
     """The parser of `trioserve ctl`."""
-    shared = _Parser(add_help=False, argument_default=argparse.SUPPRESS, allow_abbrev=False)
+    shared = CommandParser(add_help=False, argument_default=argparse.SUPPRESS, allow_abbrev=False)
     shared.add_argument("--control", metavar="PATH", help="the server's control socket")
     shared.add_argument("--json", action="store_true", help="print the result as JSON, for programs")
-    parser = _Parser(
+    parser = CommandParser(
         prog="trioserve ctl",
         description="Ask a running trioserve for its state, or tell it what to do.",
         epilog=_EXAMPLES.format(variable=_VARIABLE),
@@ -156,7 +151,7 @@ def build_ctl_parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     commands = parser.add_subparsers(
-        dest="command", metavar="COMMAND", required=True, title="commands", parser_class=_Parser
+        dest="command", metavar="COMMAND", required=True, title="commands", parser_class=CommandParser
     )
     for name, help_, argument in _COMMANDS:
         command = commands.add_parser(
@@ -168,11 +163,6 @@ def build_ctl_parser() -> argparse.ArgumentParser:
                 dest, type=type_, nargs="?" if optional else None, metavar=metavar, help=help_
             )
     return parser
-
-
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise CtlUsage(f"{message}\ntry {self.prog} --help")
 
 
 def _sentence(text: str) -> str:
@@ -203,7 +193,9 @@ def _find_server(path: str | None) -> socket.socket:
         return live[0][1]
     lines = [_introduce(candidate, sock) for candidate, sock in live]
     if lines:
-        raise CtlUsage("several servers are running; choose one with --control PATH:\n" + "\n".join(lines))
+        raise SeveralServers(
+            "several servers are running; choose one with --control PATH:\n" + "\n".join(lines)
+        )
     looked = " and ".join(map(str, directories))
     advice = (
         "a server has one if it runs with a supervisor (--workers 1 or more) and --control is not off; if it is "
