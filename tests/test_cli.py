@@ -373,7 +373,7 @@ def test_print_config_round_trips_and_shows_sources(tmp_path: Path) -> None:
 def test_print_config_shows_even_what_is_refused(tmp_path: Path) -> None:
     done = run("--print-config", "--keyfile-password", "hunter2")
     assert done.returncode == EXIT_CONFIG
-    assert "# keyfile_password = ***  # flag --keyfile-password; masked" in done.stdout
+    assert '# keyfile_password = "***"  # flag --keyfile-password; masked' in done.stdout
     assert "hunter2" not in done.stdout + done.stderr
 
 

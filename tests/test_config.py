@@ -362,6 +362,15 @@ def test_the_places_that_settings_name_can_be_written(tmp_path: Path) -> None:
     assert sorted(found.name for found in tmp_path.iterdir()) == ["file", "folder", "link"]
 
 
+def test_what_toml_cannot_say_is_a_comment() -> None:
+    text = config_as_toml(
+        Config.from_mapping(pid_path="caf\udce9", logconfig_dict={"version": 1, "none": None})
+    )
+    assert "# pid_path: caf\udce9  # code mapping; TOML cannot say it\n" in text
+    assert "# logconfig_dict: " in text
+    Config.from_mapping(tomllib.loads(text))
+
+
 # -- names --------------------------------------------------------------------------------------------------
 
 NEAR = [

@@ -326,6 +326,43 @@ def test_tables_are_nobodys_default() -> None:
     assert Config().sni_certificates == {}
 
 
+@pytest.mark.parametrize(
+    ("value", "shown"),
+    [
+        ("a b=c.pem,k.pem,S3,CRET;S3=CRET", "'a b=c.pem,k.pem,***;***'"),
+        ("a b=c.pem;x=y,z,S3CRET", "'a b=c.pem;x=y,z,***'"),
+        ("S3CRET", "'***'"),
+        (["a b=c.pem,k.pem,S3CRET", 5], "['a b=c.pem,k.pem,***', 5]"),
+        (
+            {"a b": {"certfile": "c.pem", "keyfile_pasword": "S3CRET"}},
+            "{'a b': {'certfile': 'c.pem', 'keyfile_pasword': '***'}}",
+        ),
+        ({"a b": {"certfile": ["S3CRET"]}, "c": ["S3CRET"], "d": "d.pem"},
+         "{'a b': {'certfile': '***'}, 'c': '***', 'd': 'd.pem'}"),
+        (b"S3CRET", "'***'"),
+        (5, "5"),
+    ],
+)  # fmt: skip
+def test_a_message_shows_hosts_and_paths_but_no_password(value: Any, shown: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        Config.from_mapping(sni_certificates=value)
+    assert str(caught.value).startswith(
+        f"mapping: sni_certificates = {shown} ({type(value).__name__}): expected"
+    )
+    assert "CRET" not in str(caught.value)
+
+
+def test_a_printed_configuration_has_no_password_that_could_be_tried() -> None:
+    table = {"a": CertificateFiles("c", "k", "S3CRET"), "b": CertificateFiles("c")}
+    (line,) = [
+        x for x in config_as_toml(Config.from_mapping(sni_certificates=table)).splitlines() if "sni_" in x
+    ]
+    assert line.startswith(
+        '# sni_certificates = {"a" = {"certfile" = "c", "keyfile" = "k", "keyfile_password" = "***"}'
+    )
+    assert line.endswith("; masked")
+
+
 # -- the command ---------------------------------------------------------------------------------------------
 
 

@@ -24,6 +24,7 @@ from trioserve.config import SETTINGS, Config, Setting, load_config
 from trioserve.config.settings import default_with_unit, nearest_setting
 from trioserve.config.settings_server import CAN_SUPERVISE
 from trioserve.config.sources import CONFIG_VARIABLE, config_as_toml
+from trioserve.config.values import MASK
 from trioserve.errors import EXIT_OK, EXIT_SIGINT, OutputFailed, TrioserveError, UsageError
 from trioserve.observe.command_line import CommandParser, say
 from trioserve.observe.process import explain
@@ -255,7 +256,7 @@ def _converter(setting: Setting) -> Any:
             return setting.kind.parse_flag(text)
         except ValueError as error:
             raise argparse.ArgumentTypeError(
-                f"{'***' if setting.secret or setting.holds_secrets else repr(text)}: {error}"
+                f"{MASK if setting.secret else repr(setting.kind.masked(text))}: {error}"
             ) from error
 
     return convert

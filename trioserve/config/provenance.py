@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from trioserve.config.setting import ENVIRONMENT_PREFIX, Setting
+from trioserve.config.values import MASK
 
 _shorten = reprlib.Repr()
 _shorten.maxstring = _shorten.maxother = 100
@@ -54,10 +55,11 @@ class Source:
     def describe(self, name: str, value: Any, setting: Setting | None = None) -> str:
         """Place, value and type, as the start of a message; secrets are masked."""
         # What is refused may be a secret under a name that is misspelled, or hold one that was to be told apart.
-        hidden = setting.secret or setting.holds_secrets if setting is not None else "pas" in name.lower()
+        hidden = setting.secret if setting is not None else "pas" in name.lower()
         if isinstance(value, enum.Enum) and not hidden:
             return f"{self.place(name)} = {value.name}"
-        shown = "***" if hidden else _shorten.repr(value)
+        masked = value if setting is None else setting.kind.masked(value)
+        shown = MASK if hidden else _shorten.repr(masked)
         return f"{self.place(name)} = {shown} ({type(value).__name__})"
 
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import hypercorn.config
 
-from trioserve.config.values import Kind
+from trioserve.config.values import MASK, Kind
 
 ENVIRONMENT_PREFIX = "TRIOSERVE_"
 
@@ -37,7 +37,6 @@ class Setting:
     command_only: bool = False  # for processes: `serve()` ignores it with a warning
     without_effect: str = ""  # why a value other than the default changes nothing (yet)
     secret: bool = False
-    holds_secrets: bool = False
     positional: bool = False  # an argument of the command, not a flag
     write_only: bool = False  # hypercorn's `cert_reqs`: an old spelling that sets another setting
 
@@ -81,7 +80,7 @@ class Setting:
     def show(self, value: Any) -> str:
         """The value as people write it, for help, tables and messages; secrets are masked."""
         if self.secret and value is not None:
-            return "***"
+            return MASK
         if value is None:
             return "off" if getattr(self.kind, "off", False) else "not set"
         if isinstance(value, bool):

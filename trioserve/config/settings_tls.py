@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import ssl
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from trioserve.config.setting import Setting, under
 from trioserve.config.text_values import Binds, EnumMember, Text, TextList
 from trioserve.config.tls_context import CertificateFiles, sni_files
-from trioserve.config.values import Kind, Seconds, Switch, as_toml
+from trioserve.config.values import MASK, Kind, Seconds, Switch, as_toml
 
 
 class SniCertificates(Kind):
@@ -38,16 +39,52 @@ class SniCertificates(Kind):
         self.check([text])
         return text
 
+    def masked(self, value: Any) -> Any:
+        """Show hosts and paths; whatever else is there, under whatever name, may be meant as a password."""
+        if isinstance(value, Mapping):
+            return {host: _mask_files(files) for host, files in value.items()}
+        if isinstance(value, list | tuple):
+            return [self.masked(item) for item in value]
+        if isinstance(value, str):
+            # Behind a password a semicolon may be part of it.
+            entry, semicolon, rest = value.partition(";")
+            shown = _mask_entry(entry)
+            if not semicolon:
+                return shown
+            return f"{shown};{MASK if MASK in shown else self.masked(rest)}"
+        return value if isinstance(value, int | float | None) else MASK
+
     def to_toml(self, value: Mapping[str, CertificateFiles]) -> str | None:
-        """Write tables, with passwords masked."""
+        """Write tables."""
         return as_toml(
             {
                 host: {"certfile": files.certfile}
                 | ({} if files.keyfile is None else {"keyfile": files.keyfile})
-                | ({} if files.keyfile_password is None else {"keyfile_password": "***"})
+                | ({} if files.keyfile_password is None else {"keyfile_password": files.keyfile_password})
                 for host, files in sni_files(value).items()
             }
         )
+
+
+def _mask_files(files: Any) -> Any:
+    if isinstance(files, CertificateFiles):
+        return files if files.keyfile_password is None else replace(files, keyfile_password=MASK)
+    if isinstance(files, Mapping):
+        paths = ("certfile", "keyfile")
+        return {
+            name: item if name in paths and isinstance(item, str) else MASK for name, item in files.items()
+        }
+    return _mask_third(files) if isinstance(files, str) else MASK
+
+
+def _mask_entry(text: str) -> str:
+    host, equals, files = text.partition("=")
+    return f"{host}={_mask_third(files)}" if equals else MASK
+
+
+def _mask_third(files: str) -> str:
+    fields = files.split(",", 2)
+    return ",".join([*fields[:2], MASK] if len(fields) > 2 else fields)
 
 
 TLS = under(
@@ -81,7 +118,6 @@ TLS = under(
         help="Further certificates by the host name that a client asks for, *.example.com included; repeatable",
         reason="none: one certificate can have many names",
         flags=("--sni-certificate",),
-        holds_secrets=True,
     ),
     Setting(
         "insecure_bind",

@@ -14,6 +14,7 @@ from trioserve.config.config import Config
 from trioserve.config.provenance import Origin, Source
 from trioserve.config.setting import ENVIRONMENT_PREFIX
 from trioserve.config.settings import BY_NAME, SETTINGS, did_you_mean
+from trioserve.config.values import MASK
 from trioserve.errors import ConfigError
 
 # Names the file, so it can be no setting of one.
@@ -98,9 +99,11 @@ def config_as_toml(config: Config) -> str:
                 continue
             value = getattr(config, setting.name)
             source = str(config.source_of(setting.name)).replace("\n", " ")
-            toml = setting.kind.to_toml(value)
-            if setting.secret and value is not None:
-                lines.append(f"# {setting.name} = ***  # {source}; masked")
+            masked = MASK if setting.secret and value is not None else setting.kind.masked(value)
+            toml = setting.kind.to_toml(masked)
+            if masked != value:
+                # As a comment: given back, it would be tried as the password.
+                lines.append(f"# {setting.name} = {toml}  # {source}; masked")
             elif toml is None:
                 lines.append(f"# {setting.name}: {setting.show(value)}  # {source}; TOML cannot say it")
             else:

@@ -12,6 +12,9 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+#: Stands for a secret.
+MASK = "***"
+
 _OFF = ("off", "none")
 _TRUE = ("1", "true", "yes", "on")
 _FALSE = ("0", "false", "no", "off")
@@ -50,6 +53,10 @@ class Kind:
     def parse_flag(self, text: str) -> Any:
         """Like `parse`, for one occurrence of a flag that may be repeated."""
         return self.parse(text)
+
+    def masked(self, value: Any) -> Any:
+        """The value for people to see, also one that `check` refuses: without the passwords that may be in it."""
+        return value
 
     def to_toml(self, value: Any) -> str | None:
         """The value as TOML that `check` takes back, or None where it has no such form."""
@@ -338,6 +345,8 @@ def as_toml(value: Any) -> str | None:
     if isinstance(value, int | float):
         return repr(value)
     if isinstance(value, str):
+        if not value.isascii() and any("\ud800" <= char <= "\udfff" for char in value):
+            return None  # bytes of a path that are no UTF-8
         # JSON's escapes are a subset of TOML's, but JSON leaves DEL as it is.
         return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
     if isinstance(value, list | tuple):

@@ -4,8 +4,8 @@ Called by `cli.py`. A plain blocking program: threads compress (brotli, zlib and
 while they work, so that processes would only cost memory and a harder end), the main thread looks on. Ctrl-C and
 SIGTERM stop it within about a second: what is finished stays, what is not leaves no trace.
 
-Exit codes: 0 done, 1 some could not be written, 2 usage, 74 what is said cannot be printed, 130 and 143 after Ctrl-C,
-SIGTERM.
+Exit codes: 0 done, 1 some could not be written, 2 usage, 74 it cannot print what it says, 130 and 143 after Ctrl-C
+and SIGTERM.
 """
 
 from __future__ import annotations
