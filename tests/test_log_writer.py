@@ -226,6 +226,15 @@ def test_a_full_disk_is_counted_and_survived(
     assert str(link) in error
 
 
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="a Linux device")
+def test_a_stream_that_cannot_be_written_is_told_by_its_name(capfd: pytest.CaptureFixture[str]) -> None:
+    writer = LogWriter(linger=0)
+    with Path("/dev/full").open("w") as stream:
+        writer.add_lane(writer.open(stream).write_lines).put(b"one\n")
+        assert not writer.close(30)
+    assert "trioserve: cannot write the log /dev/full: " in capfd.readouterr().err
+
+
 def test_a_half_written_line_is_written_as_a_whole_into_a_reopened_file(tmp_path: Path) -> None:
     """RLIMIT_FSIZE makes the kernel take a part of the write, as a disk does that is just getting full."""
     script = """

@@ -133,7 +133,7 @@ def test_a_host_name_is_resolved_without_holding_up_the_writer(server: socket.so
     client.close()
 
 
-def test_a_name_that_does_not_resolve_is_counted() -> None:
+def test_a_name_that_does_not_resolve_is_told_once_and_counted(capfd: pytest.CaptureFixture[str]) -> None:
     # Not a legal host name, so no question leaves this machine.
     client = StatsdClient("no such host", 8125)
     deadline = time.monotonic() + 60
@@ -142,6 +142,7 @@ def test_a_name_that_does_not_resolve_is_counted() -> None:
         assert time.monotonic() < deadline
         time.sleep(0.005)
     assert client.statistics().datagrams_sent == 0
+    assert "trioserve: cannot resolve 'no such host' of statsd_host: " in capfd.readouterr().err
     assert "errors" in repr(client)
     client.close()
 

@@ -82,18 +82,21 @@ class AutoPath(Text):
 
 
 class HostPort(Text):
-    """`host:port`, or nothing."""
+    """`host:port`, IPv6 in brackets, or nothing. Whether there is such a host shows when it is looked up."""
 
     def __init__(self) -> None:
         super().__init__(optional=True, metavar="HOST:PORT")
 
-    expects = 'host:port, such as "127.0.0.1:8125"'
+    expects = 'host:port, such as "127.0.0.1:8125" or "[::1]:8125"'
 
     def check(self, value: Any) -> Any:
         """Split at the last colon."""
         value = super().check(value)
         if value is not None:
             host, _, port = value.rpartition(":")
+            literal = host.startswith("[") and host.endswith("]")
+            if not literal and (":" in host or not _can_be_a_name(host)):
+                raise self._refuse(f"{host!r} is no name of a host")
             if not host or not port.isascii() or not port.isdigit() or not 0 < int(port) < 65536:
                 raise self._refuse()
         return value
@@ -346,6 +349,14 @@ def import_named(spelling: str) -> Any:
     except Exception as error:
         raise ValueError(f"{spelling!r}: importing {module_name!r} failed: {error!r}") from error
     return found
+
+
+def _can_be_a_name(host: str) -> bool:
+    try:
+        host.encode("idna")
+    except UnicodeError:  # which whoever looks it up would get: a label that is empty or too long
+        return False
+    return True
 
 
 def _is_number(text: str) -> bool:

@@ -34,6 +34,9 @@ class LogFile:
 
     def __init__(self, target: Path | TextIO, pending_limit: int) -> None:
         self.path: Path | None = target if isinstance(target, Path) else None
+        # For messages. A stream has a name of its own: "<stderr>", or the path of the file that it writes to.
+        name = target if isinstance(target, Path) else getattr(target, "name", None)
+        self._name = str(name) if isinstance(name, str | Path) else type(target).__name__
         self._stream: TextIO | None = None
         self.fd = -1
         self._regular = False
@@ -176,9 +179,8 @@ class LogFile:
     def _note_failure(self, error: Exception) -> None:
         self.errors += 1
         if not self.failing:
-            name = self.path or f"descriptor {self.fd}"
             tell_stderr(
-                f"cannot write the log {name}: {error}; trying again, dropping lines when too many wait"
+                f"cannot write the log {self._name}: {error}; trying again, dropping lines when too many wait"
             )
         else:
             self._retry_delay = min(self._retry_delay * 2, RETRY_LONGEST)

@@ -24,6 +24,7 @@ from typing import Any
 
 from trioserve.errors import ConfigError
 from trioserve.observe.access_log import AccessEntry
+from trioserve.observe.log_file import tell_stderr
 from trioserve.observe.log_writer import Lane
 
 # Stays whole on Ethernet: 1,500 bytes less the IPv6 and UDP headers, and some for a tunnel.
@@ -55,6 +56,7 @@ class StatsdClient:
         self._socket: socket.socket | None = None
         self._resolved: tuple[socket.AddressFamily, _Address] | None = None
         self._resolving = False
+        self._told = False  # that the name does not resolve
         self._resolve_at = 0.0
         self._datagrams_sent = 0
         self._errors = 0
@@ -188,8 +190,16 @@ class StatsdClient:
     def _resolve_in_thread(self) -> None:
         try:
             self._resolve(0)
-        except OSError:
+        except OSError as error:
             self._errors += 1
+            if not self._told:
+                self._told = True
+                reason = error.strerror or error
+                tell_stderr(
+                    f"cannot resolve {self._host!r} of statsd_host: {reason}; no metrics until it can be"
+                )
+        else:
+            self._told = False
         finally:
             self._resolving = False
 
