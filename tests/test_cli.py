@@ -242,6 +242,15 @@ def test_a_usage_error_exits_2_and_helps(
     assert error.endswith("trioserve: try trioserve --help\n")
 
 
+def test_a_bind_that_is_empty_is_refused(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TRIOSERVE_BIND", "")  # as "${BIND}" is in a compose file
+    assert main(["m:a"]) == EXIT_CONFIG
+    assert "environment: TRIOSERVE_BIND = [] (list): nobody could connect" in capsys.readouterr().err
+    Config.from_mapping(bind=[]).validate(library=True)  # there may be sockets=
+
+
 def test_the_application_may_come_from_any_source(tmp_path: Path) -> None:
     file = tmp_path / "c.toml"
     file.write_text('application_path = "in:file"\n')
@@ -345,6 +354,12 @@ def test_a_reader_that_has_left_is_content(
         monkeypatch.setattr(sys, "stdout", pipe)
         assert main(argv) == EXIT_OK
     assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize("argv", PRINTING, ids=" ".join)
+def test_a_process_without_stdout_prints_nothing(argv: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stdout", None)  # what Python makes of `>&-`
+    assert main(argv) == EXIT_OK
 
 
 def test_a_wrong_flag_is_exit_code_2_even_if_stderr_is_full(monkeypatch: pytest.MonkeyPatch) -> None:

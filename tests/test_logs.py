@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import logging.config
+import os
 import re
 import signal
 import socket
@@ -156,12 +157,18 @@ def test_the_level_can_change_and_logging_can_be_disabled_later(tmp_path: Path) 
         ({"logconfig": "/no/such/file"}, "logconfig = '/no/such/file' cannot be read"),
         ({"logconfig": "json:/no/such/file"}, "cannot be read"),
         ({"logconfig_dict": {"version": 2}}, "refused by the logging module"),
+        ({"errorlog": "fifo"}, "errorlog = 'fifo' cannot be opened: it is a FIFO that nobody reads"),
+        ({"accesslog": "fifo"}, "accesslog = 'fifo' cannot be opened: it is a FIFO that nobody reads"),
         ({"logconfig_dict": ["version"]}, "must be a table"),
         ({"logconfig_dict": {"version": 1, "loggers": 5}}, "refused by the logging module"),
         ({"logconfig_dict": {"version": 1, "handlers": {"x": {"class": "no.Such"}}}}, "handler 'x'"),
     ],
 )
-def test_settings_that_cannot_be_followed_are_named(settings: dict[str, Any], complaint: str) -> None:
+def test_settings_that_cannot_be_followed_are_named(
+    settings: dict[str, Any], complaint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    os.mkfifo(tmp_path / "fifo")
+    monkeypatch.chdir(tmp_path)
     with pytest.raises(ConfigError, match=re.escape(complaint)):
         setup_logs(make_config(**settings))
 

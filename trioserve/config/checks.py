@@ -39,7 +39,7 @@ def find_problems(config: Config, *, library: bool) -> list[str]:
     problems = [*_wrong_values(config), *_refused(config, library=library), *_contradictions(config)]
     if not problems:
         problems += find_tls_problems(config)
-    return problems if library else [*problems, *_is_reloadable(config)]
+    return problems if library else [*problems, *_is_nowhere(config), *_is_reloadable(config)]
 
 
 def _wrong_values(config: Config) -> Iterator[str]:
@@ -96,6 +96,12 @@ def _missing_directories(config: Config) -> Iterator[str]:
         if not os.path.isdir(directory):  # noqa: PTH112 - as text, as it was given
             described = config.source_of("static_mounts").describe("static_mounts", mount)
             yield f"{described}: there is no directory {directory}: make it, or correct the path"
+
+
+def _is_nowhere(config: Config) -> Iterator[str]:
+    if not config.bind and not (config.ssl_enabled and config.insecure_bind):
+        described = config.source_of("bind").describe("bind", config.bind)
+        yield f"{described}: nobody could connect: give an address, or leave it out for the default"
 
 
 def _is_reloadable(config: Config) -> Iterator[str]:

@@ -23,6 +23,8 @@ def say(text: str, stream: TextIO | None = None) -> None:
         OutputFailed: the disk is full, or something of its kind.
     """
     stream = sys.stdout if stream is None else stream
+    if stream is None:
+        return  # the process was started without it
     encoding = stream.encoding or "utf-8"
     try:
         # A terminal of an older encoding must not end the command.

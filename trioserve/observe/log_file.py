@@ -6,6 +6,7 @@ counters. It never waits: what cannot be written now stays pending, up to a limi
 
 from __future__ import annotations
 
+import errno
 import os
 import select
 import stat
@@ -191,7 +192,12 @@ class LogFile:
 def _open_for_append(path: Path) -> int:
     # O_APPEND keeps the lines of several workers whole, and copes with a log that is truncated under us.
     # O_NONBLOCK: a FIFO without a reader is an error at start, not a thread that hangs in open().
-    return os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NONBLOCK, 0o644)
+    try:
+        return os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NONBLOCK, 0o644)
+    except OSError as error:
+        if error.errno != errno.ENXIO:
+            raise
+        raise OSError(errno.ENXIO, "it is a FIFO that nobody reads, or a socket", str(path)) from None
 
 
 def is_writable(fd: int) -> bool:
