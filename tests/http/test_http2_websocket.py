@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 from typing import Any
 
@@ -144,6 +145,36 @@ async def test_large_messages_pass_under_flow_control(http2_engine: str, hub: st
         response = client.peer.responses[stream_id]
         await client.read_until(lambda _: len(response.body) >= len(data))
         assert frames(response.body) == [(BINARY, data)]
+
+
+@pytest.mark.parametrize(("kind", "receiving"), [(TEXT, True), (PING, True), (PING, False)])
+async def test_the_smallest_frames_are_read_in_turns(kind: int, receiving: bool) -> None:
+    """Thousands arrive at once: between two turns of the others only some of them are looked at."""
+    go = trio.Event()
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await receive()
+        await send({"type": "websocket.accept"})
+        if not receiving:
+            await go.wait()
+        while (await receive())["type"] == "websocket.receive":
+            pass
+
+    async with served(app, lifespan="off") as (server, client), trio.open_nursery() as nursery:
+        stream_id = await opened(client)
+        (connection,) = server.worker.context.connections
+        reader = connection.streams[stream_id].exchange._reader
+        for _ in range(3):
+            client.peer.connection.send_data(stream_id, masked(kind) * 2700)
+        client.peer.connection.send_data(stream_id, masked(CLOSE))
+        nursery.start_soon(client.flush)
+        seen = [0]
+        while not reader.closed:
+            await trio.lowlevel.checkpoint()
+            seen.append(reader._frames)
+        assert seen[-1] == 3 * 2700 + 1
+        assert max(after - before for before, after in itertools.pairwise(seen)) <= 4 * 1024
+        go.set()
 
 
 @pytest.mark.parametrize(

@@ -283,9 +283,10 @@ def test_empty_final_blocks_are_read_in_steps(fin: bool) -> None:
     assert reader.messages == [(1, "at last")]
 
 
-def test_tiny_compressed_messages_are_read_in_steps() -> None:
-    reader = FrameReader(LIMIT, Inflater(15, keep=True))
-    reader.receive(frame(BINARY, b"\x03\x00\x00", rsv=4) * 5000)
+@pytest.mark.parametrize("deflate", [True, False])
+def test_tiny_messages_are_read_in_steps(deflate: bool) -> None:
+    reader = FrameReader(LIMIT, Inflater(15, keep=True) if deflate else None)
+    reader.receive((frame(BINARY, b"\x03\x00\x00", rsv=4) if deflate else frame(BINARY)) * 5000)
     most, count = len(reader.messages), 0
     while reader.held:
         count += len(reader.messages)
@@ -293,7 +294,7 @@ def test_tiny_compressed_messages_are_read_in_steps() -> None:
         reader.receive(b"")
         most = max(most, len(reader.messages))
     assert count + len(reader.messages) == 5000
-    assert most <= 500
+    assert most <= (500 if deflate else 1100)
 
 
 def test_a_compressed_message_larger_than_a_piece_is_the_same_however_it_arrives() -> None:

@@ -77,6 +77,20 @@ async def test_pings_are_answered_whatever_the_app_does() -> None:
         assert [await client.receive_pong() for _ in range(10)] == [b"%d" % number for number in range(10)]
 
 
+async def test_controls_are_heard_however_many_there_were() -> None:
+    """An app that only sends, and a client whose pongs come to more than is read ahead, after some days."""
+    async with serving(Handled(wait_for_ever)) as server, session(server) as client:
+        await client.send("unread")
+        for _ in range(5):
+            await client.raw.send(frame(PONG, b"p" * 10) * 1000)
+            await trio.testing.wait_all_tasks_blocked(0.01)
+        await client.send_frame(PING, b"still there?")
+        with trio.fail_after(30):
+            assert await client.receive_pong() == b"still there?"
+            await client.close()
+            await client.expect_close(1000)
+
+
 async def test_unasked_pongs_are_ignored(hub: str) -> None:
     async with serving(Handled(echo), hub=hub) as server, session(server) as client:
         await client.send_frame(PONG, b"nobody asked")

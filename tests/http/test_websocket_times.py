@@ -78,8 +78,11 @@ async def test_anything_is_an_answer(autojump_clock: Any, hub: str) -> None:
             assert late(server) == {}
 
 
-@pytest.mark.parametrize("receiving", [True, False])
-async def test_who_does_not_answer_is_gone(receiving: bool, autojump_clock: Any, hub: str) -> None:
+@pytest.mark.parametrize(("receiving", "before"), [(True, b""), (False, b""), (False, frame(PONG) * 12_000)])
+async def test_who_does_not_answer_is_gone(
+    receiving: bool, before: bytes, autojump_clock: Any, hub: str
+) -> None:
+    """Whatever it has sent `before`."""
     recorder = Recorder()
 
     async def app(receive: Any, send: Any) -> None:
@@ -91,6 +94,7 @@ async def test_who_does_not_answer_is_gone(receiving: bool, autojump_clock: Any,
     async with serving(Handled(app), hub=hub, **settings) as server:
         async with session(server) as client:
             clock = Clock()
+            await client.raw.send(before)
             assert await client.receive() == Closed(1011, "keepalive ping timeout")
             assert clock.now == pytest.approx(15, abs=0.5)
             await server.wait_idle()

@@ -40,6 +40,8 @@ class Flusher:
             batch, self._waiting = self._waiting, []
             for flush in batch:
                 flush()
+            if self._waiting:
+                await trio.lowlevel.checkpoint()  # who asks again while it is called has had its turn
 
     def _abort(self, _raise_cancel: Callable[[], Any]) -> Abort:
         self._parked = None

@@ -7,8 +7,8 @@ in C (0.3 µs for 32 bytes, 3 in Python), and the negotiation of compression.
 
 A fault is found at the byte that makes it one, UTF-8 included, so where the network split the bytes changes nothing.
 What is kept of an unfinished message is at most the limit on messages, after decompression as well. And since a few
-bytes may decompress to a thousand times as many, a reader stops now and then and is `held`: what it has read is taken
-off, or others have their turn, before it goes on.
+bytes may be many frames, or decompress to a thousand times as many, a reader stops now and then and is `held`: what it
+has read is taken off, or others have their turn, before it goes on.
 """
 
 from __future__ import annotations
@@ -51,8 +51,11 @@ _COMPRESS_TO = 256 * 1024
 # Compressed payload is decompressed in pieces of this size: each takes up to 8 ms, and becomes 4 MiB at most.
 _PIECE = 4 * 1024
 
-# What comes out of decompressing before a reader is held; no more than a bounded queue has room for.
+# How much work is done before a reader is held; no more than a bounded queue has room for.
 _STEP = 64 * 1024
+
+# What a frame counts for as work, however small: it takes 1 to 3 µs, and a message is kept in more bytes than these.
+_FRAME = 64
 
 # What a call into zlib counts for beside what comes out: it takes as long, or longer where a block was the final one.
 _CALL = 256
@@ -223,12 +226,12 @@ class FrameReader:
         messages: whole messages in their order, each with `TEXT` and a str or `BINARY` and bytes; to be taken off.
         controls: pings, pongs and the close frame, in their order; to be taken off. Nothing is read after a close.
         received: bytes of payload that have arrived in messages.
-        held: not all that has arrived was read, since decompressing it makes much of it; `receive(b"")` goes on.
+        held: not all that has arrived was read, since much is made of it; `receive(b"")` goes on.
     """
 
     __slots__ = (
-        "_body", "_fin", "_inflate", "_inflater", "_left", "_mask", "_max_size", "_opcode", "_pending", "_utf8",
-        "closed", "controls", "held", "messages", "received",
+        "_body", "_fin", "_frames", "_inflate", "_inflater", "_left", "_mask", "_max_size", "_opcode", "_pending",
+        "_utf8", "closed", "controls", "held", "messages", "received",
     )  # fmt: skip
 
     def __init__(self, max_size: int, inflater: Inflater | None = None) -> None:
@@ -240,6 +243,7 @@ class FrameReader:
         self._inflate = False
         self._utf8: codecs.IncrementalDecoder | None = None
         self._fin = False
+        self._frames = 0  # that have been begun
         self._left = 0  # bytes of the current frame's payload to come
         self._mask = b""
         self.messages: list[Message] = []
@@ -255,8 +259,8 @@ class FrameReader:
 
     @property
     def work(self) -> int:
-        """What decompressing has taken so far, in bytes that came out."""
-        return 0 if self._inflater is None else self._inflater.work
+        """What reading has taken so far, in bytes: those that came out of decompressing, and some for each frame."""
+        return self._frames * _FRAME + (0 if self._inflater is None else self._inflater.work)
 
     def discard(self) -> None:
         """Nobody wants the messages any more: those to come need not be decompressed, and may be wrong."""
@@ -279,8 +283,9 @@ class FrameReader:
         at, end = 0, len(data)
         inflater = self._inflater
         most = 0 if inflater is None else inflater.work + _STEP
+        most_frames = self._frames + _STEP // _FRAME
         while at < end and not self.closed:
-            if inflater is not None and inflater.work >= most:
+            if self._frames >= most_frames or (inflater is not None and inflater.work >= most):
                 self.held = True
                 break
             if self._left:
@@ -333,6 +338,7 @@ class FrameReader:
             )
         else:
             return False
+        self._frames += 1
         self.received += size
         self.messages.append((TEXT, _text(payload)) if first & TEXT else (BINARY, payload))
         return True
@@ -370,12 +376,14 @@ class FrameReader:
             raise WebSocketFault(TOO_BIG, f"message over {self._max_size} bytes")
 
     def _take_control(self, opcode: int, payload: bytes) -> None:
+        self._frames += 1
         if opcode == CLOSE:
             self.closed = True
         self.controls.append((opcode, payload))
 
     def _begin(self, first: int, size: int, mask: bytes) -> None:
         """A data frame whose payload follows."""
+        self._frames += 1
         opcode = first & 0xF
         if opcode:
             self._opcode = opcode

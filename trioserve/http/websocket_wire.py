@@ -36,12 +36,12 @@ from trioserve.structure.phases import RunningExchange
 
 _OPEN, _CLOSED, _LOST = SessionState.OPEN, SessionState.CLOSED, SessionState.LOST
 
-# How much is read while the app is not in `receive()`, before the peer has to wait; what comes out of decompressing it
-# counts as well. What a client that talks while it listens sends in a moment; also the most that may come before the
-# app has accepted, when nothing should.
+# How much is kept for an app that is not in `receive()`, before the peer has to wait: payload, what comes out of
+# decompressing it, and the work of its frames. What a client that talks while it listens sends in a moment; also the
+# most that may come before the app has accepted, when nothing should.
 AHEAD = 64 * 1024
 
-# How much is read and decompressed in a row before the other tasks get a turn: of the smallest frames it takes 20 ms.
+# How much is read, decompressed and otherwise done in a row before the other tasks get a turn: a few milliseconds.
 TURN = 64 * 1024
 
 # What a read counts for beside its bytes: many small ones in a row take their time, too.
@@ -95,6 +95,7 @@ class WebSocketWire(WebSocketSession):
     )
     _peer_done = False  # it has closed, has left, or is not listened to any more
     _ahead = 0
+    _reads_on = False  # in the next pass of the event loop
     _busy = 0  # with what has been read, since the others had their turn
     _alive = False  # something has arrived since the last ping that is not answered
     _ping_at = NEVER
@@ -203,15 +204,30 @@ class WebSocketWire(WebSocketSession):
 
     def read_ahead(self) -> None:
         """Called by the hub when something has arrived and the app is not in `receive()`."""
-        left = AHEAD  # of this call, should what is read be thrown away
-        while self._ahead < AHEAD and left > 0 and not self._peer_done and self._fault is None:
-            before = self._ahead
+        if self._reads_on:
+            return
+        stop = self._busy + TURN
+        while self._ahead < AHEAD and not self._peer_done and self._fault is None:
+            if self._busy >= stop:
+                # Of what leaves nothing behind there may be any amount, and of what is there now the hub says no more.
+                flusher = self.context.worker.flusher
+                if flusher is not None:
+                    self._reads_on = True
+                    flusher.request(self._read_on)
+                return
             if not self._take_next():
                 return
-            left -= self._ahead - before
             if self.state is _CLOSED:
                 self.messages.clear()
                 self._ahead = 0
+
+    def _read_on(self) -> None:
+        """Called in the next pass of the event loop."""
+        self._reads_on = False
+        if self.stream.on_readable is not None:  # it is not over
+            self.read_ahead()
+            if self.messages or self._reader.held:
+                self.stream.wake_reader()  # what it waits for has just been read
 
     def _take_next(self) -> bool:
         """Take what was read and is held, or else what is there; False if there is nothing."""
@@ -230,7 +246,8 @@ class WebSocketWire(WebSocketSession):
 
     def _take(self, data: bytes) -> None:
         reader = self._reader
-        before = reader.work
+        kept = len(self.messages), reader.buffered
+        work, received = reader.work, reader.received
         try:
             reader.receive(data)
         except WebSocketFault as fault:
@@ -240,9 +257,10 @@ class WebSocketWire(WebSocketSession):
             else:
                 self._fail(fault)
         else:
-            size = len(data) + reader.work - before
-            self._ahead += size
-            self._busy += size + _READ
+            work = reader.work - work
+            self._busy += len(data) + work + _READ
+            if (len(self.messages), reader.buffered) != kept:  # pings and pongs leave nothing behind
+                self._ahead += reader.received - received + work
             if reader.controls:
                 self._take_controls()
 
