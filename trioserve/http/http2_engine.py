@@ -5,8 +5,10 @@ never waits. `http2.py` reads, writes, owns the streams' tasks, and is the sink.
 (the library h2, the reference) and `frame_engine.py` (our own); one conformance suite runs on both.
 
 What is whose: framing, HPACK, stream states, flow control, the rules about fields, and the guards against abuse are
-the engine's. Deadlines (SETTINGS that nobody acknowledges, a peer that reads or sends too slowly), limits on bodies,
-and every answer, the one to a refused request included, are the driver's.
+the engine's. Deadlines (a peer that reads or sends too slowly), limits on bodies, and every answer, the one to a
+refused request included, are the driver's. SETTINGS that nobody acknowledges have none, though RFC 9113 section 6.5.3
+would allow it: they cost nothing, since all limits but the streams' windows hold at once, and clients that read only
+when they have sent all of a slow upload (httpx) acknowledge as late as that.
 """
 
 from __future__ import annotations
@@ -162,7 +164,7 @@ class Http2Engine(Protocol):
         out: what to write; the driver takes it all (`out, engine.out = engine.out, []`).
         last_stream_id: the highest that the peer has opened. open_streams: how many are open.
         closing: a GOAWAY that ends the connection was sent; streams above its last id are refused.
-        settings_acknowledged: the peer has acknowledged our SETTINGS. The driver's deadline asks.
+        settings_acknowledged: the peer has acknowledged our SETTINGS, and keeps to our windows.
         last_pong: the payload of the last acknowledgement of a PING, or None.
     """
 
