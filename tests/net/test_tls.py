@@ -433,7 +433,7 @@ async def fail(hub: Any, sent: bytes, *, then_eof: bool = True) -> HandshakeFail
         try:
             with pytest.raises(HandshakeFailed) as raised, trio.fail_after(30):
                 await wait_hello(transport)
-                await handshake(transport)
+                await handshake(transport, trio.lowlevel.checkpoint)
         finally:
             transport.close()
         return raised.value
@@ -472,5 +472,5 @@ async def test_a_client_that_resets_in_the_handshake(hub: str) -> None:
             await wait_hello(transport)
             reset(peer)
             with pytest.raises(HandshakeFailed):
-                await handshake(transport)
+                await handshake(transport, trio.lowlevel.checkpoint)
             transport.close()

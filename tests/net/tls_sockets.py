@@ -61,7 +61,7 @@ async def tls_pair(
                 async with trio.open_nursery() as nursery:
                     nursery.start_soon(client.handshake)
                     await wait_hello(transport)
-                    await handshake(transport)
+                    await handshake(transport, trio.lowlevel.checkpoint)
                 yield transport, client
             finally:
                 if not transport.watch.closed:

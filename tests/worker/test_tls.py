@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
 import os
+import select
 import shutil
 import socket
 import ssl
 import struct
 import warnings
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -151,6 +154,31 @@ async def test_a_crowd_takes_turns(hub: str) -> None:
             assert (await first.get("/")).status == 200
             assert done < 100
         assert server.worker.context.counters.handshakes == 101
+
+
+async def test_a_crowd_takes_turns_in_whatever_parts_it_speaks(hub: str) -> None:
+    """Greetings of two packets, as browsers send them now: the rest of all of them comes at the same time."""
+    context = development_certificate().client_context()
+    async with serving(hello, tls=True, hub=hub) as server:
+        with ExitStack() as stack:
+            answers = select.poll()
+            rests = []
+            for _ in range(60):
+                sock = stack.enter_context(socket.create_connection(("127.0.0.1", server.port)))
+                out = ssl.MemoryBIO()
+                with pytest.raises(ssl.SSLWantReadError):
+                    context.wrap_bio(ssl.MemoryBIO(), out, server_hostname="localhost").do_handshake()
+                sock.sendall(out.read(100))
+                rests.append((sock, out.read()))
+                answers.register(sock, select.POLLIN)
+            await trio.testing.wait_all_tasks_blocked(0.05)
+            for sock, rest in rests:
+                sock.sendall(rest)
+            answered = [0]
+            while answered[-1] < 60:
+                await trio.lowlevel.checkpoint()
+                answered.append(len(answers.poll(0)))
+            assert max(after - before for before, after in itertools.pairwise(answered)) <= 16
 
 
 @pytest.mark.slow

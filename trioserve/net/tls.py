@@ -20,6 +20,7 @@ import ssl
 import struct
 import sys
 import termios
+from collections.abc import Awaitable, Callable
 
 from trioserve.config.tls_context import KTLS_OPTION
 from trioserve.net.transport import READ_SIZE, Transport
@@ -403,14 +404,18 @@ async def wait_hello(transport: TlsTransport) -> None:
         return
 
 
-async def handshake(transport: TlsTransport) -> None:
+async def handshake(transport: TlsTransport, take_turn: Callable[[], Awaitable[None]]) -> None:
     """Agree with the client on keys. The caller bounds the time.
+
+    `take_turn` is awaited before each step: nobody knows which one will be the expensive one, since what the client
+    sends may come in any number of parts.
 
     Raises:
         HandshakeFailed: the peer's fault.
     """
     watch = transport.watch
     while True:
+        await take_turn()
         try:
             transport.sock.do_handshake()
         except ssl.SSLWantReadError:

@@ -13,8 +13,8 @@ from trioserve.net.tls import HandshakeFailed, TlsTransport, handshake, wait_hel
 from trioserve.net.tls_info import tls_info
 from trioserve.structure.context import LAST_REQUEST_PATIENCE, ConnectionContext
 
-# Handshakes in one turn of the loop. Each signs: 0.1 ms with ECDSA, 1 ms with RSA. A crowd that arrives at once would
-# otherwise hold up everybody's requests for as long as all of them take together.
+# Steps of handshakes in one turn of the loop. One of each signs: 0.1 ms with ECDSA, 1 ms with RSA. A crowd that arrives
+# at once would otherwise hold up everybody's requests for as long as all of them take together.
 _PER_TURN = 4
 
 _PLAIN_HTTP = (
@@ -24,7 +24,7 @@ _PLAIN_HTTP = (
 
 
 class HandshakeTurns:
-    """Lets a few handshakes begin in each turn of the loop, so that requests get theirs in between."""
+    """Lets a few handshakes go on in each turn of the loop, so that requests get theirs in between."""
 
     def __init__(self) -> None:
         self._taken = 0
@@ -65,8 +65,7 @@ async def open_tls(connection: ConnectionContext, transport: TlsTransport, turns
         patience = min(patience, LAST_REQUEST_PATIENCE)
     connection.start_phase("tls_handshake", connection.accepted_at + patience)
     await wait_hello(transport)
-    await turns.take()
-    await handshake(transport)
+    await handshake(transport, turns.take)
     worker.counters.handshakes += 1
     connection.tls = tls_info(transport.sock)
     connection.scheme = "https"
