@@ -147,6 +147,8 @@ class Connection:
                 break
             try:
                 self.engine.receive(piece, self.now)
+                while self.engine.held:
+                    self.engine.receive(b"", self.now)
             except Http2Fault as fault:
                 self.outcome.fault = int(fault.code)
             assert self.engine.closing or self.outcome.fault is None

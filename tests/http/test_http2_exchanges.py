@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import random
 import sys
@@ -171,6 +172,32 @@ async def test_a_body_in_tiny_frames_takes_no_more_memory_than_its_window(http2_
         reading.set()
         await client.send_raw(data_frame(stream_id, end=True))
         assert (await client.response(stream_id)).body == data
+
+
+async def test_tiny_frames_are_looked_at_in_turns() -> None:
+    """Thousands arrive at once: between two turns of the others only some of them are looked at."""
+    reading = trio.Event()
+
+    async def handler(scope: Any, receive: Any, send: Any) -> None:
+        await reading.wait()
+        await respond(send, await read_body(receive))
+
+    async with served(app_of(handler)) as (server, client), trio.open_nursery() as nursery:
+        stream_id = await client.open(POST, end=False)
+        (connection,) = server.worker.context.connections
+        while not connection.streams:
+            await trio.lowlevel.checkpoint()
+        exchange = connection.streams[stream_id].exchange
+        nursery.start_soon(
+            client.send_raw, data_frame(stream_id, b"x") * 12_000 + data_frame(stream_id, end=True)
+        )
+        seen = [0]
+        while not exchange.ended:
+            await trio.lowlevel.checkpoint()
+            seen.append(exchange.received_bytes)
+        assert max(after - before for before, after in itertools.pairwise(seen)) <= 3 * 512
+        reading.set()
+        assert (await client.response(stream_id)).body == b"x" * 12_000
 
 
 async def test_100_is_sent_when_the_app_first_reads(http2_engine: str) -> None:

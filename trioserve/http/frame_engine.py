@@ -53,6 +53,9 @@ from trioserve.http.http2_requests import MalformedRequest, check_values, read_h
 
 _FRAME_START_SIZE = 9
 
+# Frames in one turn: of the smallest a read has thousands, which would take 30 ms and more.
+_FRAMES_PER_TURN = 512
+
 # The flags of a HEADERS frame that decide its way.
 _HEADERS_FORM = END_HEADERS | PADDED | WITH_PRIORITY
 
@@ -79,11 +82,13 @@ class FrameEngine(FrameStreams):
 
     @property
     def in_head(self) -> bool:
-        return bool(self._block_stream) or (len(self._held) > 3 and self._opened and self._held[3] == HEADERS)
+        if self._block_stream:
+            return True
+        return len(self._held) > 3 and self._opened and not self.held and self._held[3] == HEADERS
 
     def receive(self, data: bytes, now: float) -> None:
         self._now = now
-        if self._spent:
+        if self._spent and data:
             self.gain_read()
         if self._missing:
             self._held += data
@@ -92,11 +97,17 @@ class FrameEngine(FrameStreams):
             data = bytes(self._held)
             self._held.clear()
             self._missing = 0
+            self.held = False
         at = 0 if self._opened else self._receive_opening(data)
         end = len(data)
         largest = self._limits.max_frame_size
         unpack = FRAME_START.unpack_from
+        left = _FRAMES_PER_TURN
         while end - at >= _FRAME_START_SIZE:
+            if not left:
+                self.held = True
+                break
+            left -= 1
             start, flags, stream_id = unpack(data, at)
             length = start >> 8
             if length > largest:

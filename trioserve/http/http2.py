@@ -127,11 +127,12 @@ class Http2:
         if data is None:
             data = transport.recv_nowait()
         while True:
-            if data:
-                size = BODY_READ_SIZE if len(data) >= READ_SIZE else READ_SIZE
+            if data or engine.held:
+                if data:
+                    size = BODY_READ_SIZE if len(data) >= READ_SIZE else READ_SIZE
                 self._now = clock()
                 try:
-                    engine.receive(data, self._now)
+                    engine.receive(data or b"", self._now)
                 except Http2Fault as fault:
                     self._end_by_fault(fault)
                     return
@@ -158,6 +159,10 @@ class Http2:
                 return
             if output.is_choked:
                 await output.wait_room()
+            if engine.held:
+                await trio.lowlevel.checkpoint()
+                data = None
+                continue
             if not watch.readable:
                 await watch.wait_readable(task)
             elif data:

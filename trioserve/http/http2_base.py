@@ -51,7 +51,8 @@ class EngineBase:
 
     __slots__ = (
         "_acks_due", "_control_left", "_goaway_last", "_idle_priorities", "_limits", "_now", "_resets_left",
-        "_resets_since", "_sink", "_spent", "closing", "last_pong", "last_stream_id", "out", "settings_acknowledged",
+        "_resets_since", "_sink", "_spent", "closing", "held", "last_pong", "last_stream_id", "out",
+        "settings_acknowledged",
     )  # fmt: skip
 
     def __init__(self, sink: Http2Sink, limits: Http2Limits) -> None:
@@ -60,6 +61,7 @@ class EngineBase:
         self.out: list[bytes] = []
         self.last_stream_id = 0
         self.closing = False
+        self.held = False
         self.settings_acknowledged = False
         self.last_pong: bytes | None = None
         self._goaway_last = LARGEST_STREAM_ID

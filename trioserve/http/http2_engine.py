@@ -163,6 +163,7 @@ class Http2Engine(Protocol):
     Attributes:
         out: what to write; the driver takes it all (`out, engine.out = engine.out, []`).
         last_stream_id: the highest that the peer has opened. open_streams: how many are open.
+        held: not all that has come was looked at, since there are so many frames; `receive(b"", now)` goes on.
         closing: a GOAWAY that ends the connection was sent; streams above its last id are refused.
         settings_acknowledged: the peer has acknowledged our SETTINGS, and keeps to our windows.
         last_pong: the payload of the last acknowledgement of a PING, or None.
@@ -170,6 +171,7 @@ class Http2Engine(Protocol):
 
     out: list[bytes]
     last_stream_id: int
+    held: bool
     closing: bool
     settings_acknowledged: bool
     last_pong: bytes | None
