@@ -211,9 +211,12 @@ async def test_a_report_is_written_and_holds_no_secret(tmp_path: Path, capfd: An
     check(server, "A1", Verdict.REPLACE, 75)
 
 
-async def test_a_contained_error_that_repeats_is_reported_once_and_counted(tmp_path: Path) -> None:
-    settings = {"lifespan": "off", "on_app_error": "contain", "crash_dir": str(tmp_path)}
+@pytest.mark.parametrize("policy", ["contain", "replace"])
+async def test_an_error_that_repeats_is_reported_once_and_counted(tmp_path: Path, policy: str) -> None:
+    settings = {"lifespan": "off", "on_app_error": policy, "crash_dir": str(tmp_path)}
     async with serving(hold_or_fail, **settings) as server:
+        # As it is for a worker whose supervisor has replaced another one for this error already.
+        server.worker.context.boundary.ask_replacement = lambda fault: False
         for _ in range(3):
             await server.get("/fail")
         assert server.worker.context.counters.faults == {"A1": 3}

@@ -283,8 +283,9 @@ class Boundary:
         nth = self._seen[mark] = self._seen.get(mark, 0) + 1
         if len(self._seen) > 1000:
             self._seen.clear()
-        # A contained error that comes again and again is counted, not written down in full each time.
-        if fault.verdict is _C and nth > 1:
+        # What comes again and again is counted, not written down in full each time: also where it is up to the
+        # supervisor whether it costs the worker, which serves on after most of these.
+        if fault.verdict in (_C, _R) and nth > 1:
             return
         worker = self._worker
         request = request_facts(connection, exchange) if connection and exchange else None
