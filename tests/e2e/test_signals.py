@@ -28,9 +28,11 @@ STOPS = [signal.SIGTERM, signal.SIGINT]
 # -- one signal ---------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("workers", [0, 1])
 @pytest.mark.parametrize("stop", STOPS, ids=lambda number: number.name)
-async def test_a_request_in_flight_finishes_then_lifespan_shuts_down_then_exit_0(stop):
-    async with serve_command(APP) as server:
+async def test_a_request_in_flight_finishes_then_lifespan_shuts_down_then_exit_0(stop, workers):
+    """Whoever connects meanwhile is refused at once: nobody would accept what is queued."""
+    async with serve_command(APP, workers=workers) as server:
         async with held_request(server) as client:
             server.send_signal(stop)
             await server.stderr.wait_for(f"draining: {stop.name}; 1 requests in flight")

@@ -79,11 +79,7 @@ class Listeners:
 
     def close(self) -> None:
         """Close what was opened here (given sockets stay open for their owner) and remove our socket files."""
-        for sock in self.sockets:
-            if id(sock) not in self._borrowed:
-                sock.close()
-        self.sockets.clear()
-        self.plain.clear()
+        self.close_sockets()
         for path, device, inode in self._files:
             # Only if it is still ours: a successor may have bound the same path.
             with suppress(OSError):
@@ -91,6 +87,14 @@ class Listeners:
                 if (found.st_dev, found.st_ino) == (device, inode):
                     path.unlink()
         self._files.clear()
+
+    def close_sockets(self) -> None:
+        """As `close`, but leave the socket files for as long as others listen behind them."""
+        for sock in self.sockets:
+            if id(sock) not in self._borrowed:
+                sock.close()
+        self.sockets.clear()
+        self.plain.clear()
 
     def add_file(self, path: Path) -> None:
         """Remember a socket file that was created here; by then the working directory may be another one."""

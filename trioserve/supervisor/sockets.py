@@ -112,6 +112,11 @@ class SocketStore:
         kept = (*_binds(config), ACTIVATED, ACTIVATED_PLAIN)
         self.drop([bind for bind in self._opened if bind not in kept])
 
+    def leave_to_workers(self) -> None:
+        """Close our copies: an address is given up with the last worker that listens on it. Socket files stay."""
+        for listeners in self._opened.values():
+            listeners.close_sockets()
+
     def close(self) -> None:
         """Close all of them and remove socket files."""
         self.drop(list(self._opened))

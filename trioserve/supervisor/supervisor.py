@@ -294,6 +294,9 @@ class Supervisor:
         if not self._replaced:
             self.notifier.stopping(f"draining: {reason}")
         self.log.info("draining %d workers: %s", len(self.pool.workers), reason)
+        # Before the workers hear of it: who connects once the last of them has stopped to accept is to be turned away,
+        # not to be queued for nobody and reset when all is over.
+        self.store.leave_to_workers()
         self.pool.stop(reason)
 
     def stop(self, reason: str) -> None:

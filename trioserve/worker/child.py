@@ -21,6 +21,7 @@ from typing import Any, Self
 from trioserve.asgi.load import LoadedApp, load_app, wrap_app
 from trioserve.config import Config
 from trioserve.errors import EXIT_LOOP_BLOCKED, EXIT_OK, TrioserveError
+from trioserve.net.bind import open_listeners
 from trioserve.net.json_lines import JsonLines
 from trioserve.net.share_board import Share, ShareBoard
 from trioserve.observe.in_flight import InFlightTable
@@ -75,10 +76,12 @@ def serve_orders(
     faulthandler.enable(inherited.stacks)  # SIGSEGV and its kin, and the SIGABRT that ends a hung worker
     config = restore_config(orders)
     link = JsonLines(sock, limit=MESSAGE_LIMIT)
+    listeners = open_listeners([f"fd://{number}" for number in inherited.listeners])
+    listeners.secure = config.ssl_enabled
+    listeners.plain = {id(listeners.sockets[place]) for place in orders["plain"]}
     supervised = Supervised(
         link=ParentLink(link, config),
-        sockets=[socket.socket(fileno=number) for number in inherited.listeners],
-        plain=orders["plain"],
+        listeners=listeners,
         in_flight=InFlightTable.attach(inherited.table),
         share=Share(ShareBoard(inherited.board), orders["place"]),
         last_words=inherited.stacks,
@@ -93,8 +96,7 @@ def serve_orders(
         explain(error)
         return error.exit_code
     finally:
-        for listening in supervised.sockets:
-            listening.close()
+        listeners.close()
         link.close()  # with what is left of a report
 
 

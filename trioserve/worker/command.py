@@ -13,10 +13,9 @@ from __future__ import annotations
 
 import os
 import signal
-import socket
 import sys
 import threading
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
@@ -33,7 +32,7 @@ from trioserve.errors import (
     LoopBlocked,
     TrioserveError,
 )
-from trioserve.net.bind import Listeners, bind_config
+from trioserve.net.bind import Listeners
 from trioserve.net.share_board import Share
 from trioserve.observe.blocking import LAST_WORDS, Block, call_within
 from trioserve.observe.in_flight import InFlightTable
@@ -83,8 +82,7 @@ class Supervised:
 
     Attributes:
         link: the socketpair between them.
-        sockets: the listening sockets, inherited.
-        plain: which of them speak plain HTTP although there is TLS, by their place.
+        listeners: the inherited sockets, this process's copies: its drain closes them.
         in_flight: the table that tells the supervisor what this process was doing when it was killed.
         share: its part of the connections.
         last_words: a file that the supervisor reads when the process has ended.
@@ -92,12 +90,11 @@ class Supervised:
     """
 
     link: ParentLink
-    sockets: Sequence[socket.socket]
+    listeners: Listeners
     in_flight: InFlightTable
     share: Share
     watch_abort: Callable[[Callable[[], None]], None]
     last_words: int
-    plain: Sequence[int] = ()
 
 
 def run_app(
@@ -216,9 +213,7 @@ class _Process:
 
     def _sockets(self) -> Listeners | None:
         if self._supervised is not None:
-            listeners = bind_config(self._config, self._supervised.sockets)
-            listeners.plain = {id(listeners.sockets[place]) for place in self._supervised.plain}
-            return listeners
+            return self._supervised.listeners
         return None if self.claim is None else self.claim.listeners
 
     def _announce(self, addresses: list[str]) -> None:
