@@ -20,13 +20,13 @@ from typing import Any
 import trio
 
 from trioserve.errors import EXIT_HARD_DRAIN, EXIT_OK
-from trioserve.structure.drain import CLEANUP_SECONDS
-from trioserve.supervisor.conversation import SLACK, Conversation, announced_code, figures_of
+from trioserve.supervisor.conversation import Conversation, announced_code, figures_of
 from trioserve.supervisor.exits import ExitDesk
+from trioserve.supervisor.generations import Generations, Rollout
 from trioserve.supervisor.machine import cgroup_memory_limit
 from trioserve.supervisor.recycling import RecyclingLimits, RecyclingPlan, rss_limit
 from trioserve.supervisor.restart_policy import GiveUp, HoldOn, Replace, RestartPolicy, WorkerExit
-from trioserve.supervisor.rollout import Rollout
+from trioserve.supervisor.send_off import cut_deaf_startup, end_in_time
 from trioserve.supervisor.worker_process import Orders, WorkerProcess, WorkerState, start_worker
 
 _STARTING, _READY, _DRAINING, _GONE = WorkerState
@@ -35,26 +35,20 @@ _STARTING, _READY, _DRAINING, _GONE = WorkerState
 _RETRY = 5.0
 _SHORTAGES = frozenset({errno.EAGAIN, errno.ENOMEM, errno.EMFILE, errno.ENFILE})
 
-# Until a startup that does not hear that it is to end is cut. Its app may do so in a blocking call, for minutes.
-_STARTUP_PATIENCE = 5.0
-
 # How long the last words of a process that has ended may take to be read, if something it started holds the link.
 _LAST_MESSAGES = 0.5
-
-RELOAD = "reload"
 
 
 class WorkerPool:
     """All workers of one supervisor.
 
     Attributes:
-        orders: what the next worker is started with.
+        generations: what workers are started with, and the change to another generation of them.
         wanted: how many are to accept connections.
         workers: those that have not ended, by id.
         failure: why the whole is to end, or None.
         stopping: no worker is started any more.
         handed_over: another supervisor's workers accept on the same sockets.
-        holding: no worker is started: the app is being imported once for all of them, or has failed and is to change.
         patient: somebody is about to mend the app: instead of a failure, wait for the next `roll_out`.
         killed: how many had to be ended, after `stop`, because they did not end in time.
         most: how many there may come to be, where that follows the load.
@@ -65,13 +59,12 @@ class WorkerPool:
     def __init__(
         self, orders: Orders, wanted: int, policy: RestartPolicy, desk: ExitDesk, log: logging.Logger
     ) -> None:
-        self.orders = orders
         self.wanted = wanted
         self.workers: dict[int, WorkerProcess] = {}
+        self.generations = Generations(orders, self.workers)
         self.failure: GiveUp | None = None
         self.stopping = False
         self.handed_over = False
-        self.holding = False
         self.patient = False
         self.killed = 0
         self.most = 0
@@ -79,7 +72,6 @@ class WorkerPool:
         self.restarts: dict[str, int] = {}
         self.requests_gone = 0
         self.busy_at = 0.0
-        self.rollout: Rollout | None = None
         self.changed: Callable[[], None] = lambda: None
         self.on_failure: Callable[[], None] = lambda: None
         self._policy = policy
@@ -87,7 +79,6 @@ class WorkerPool:
         self._log = log
         self._plans: dict[int, RecyclingPlan] = {}
         self._postponed: list[float] = []  # when successors that have to wait may be started (trio's clock)
-        self._tainted: set[int] = set()  # workers whose replacement is decided, but may have to wait
         self._warned: set[str] = set()
         self._nursery: trio.Nursery
         self._running = False
@@ -97,6 +88,11 @@ class WorkerPool:
 
     def __repr__(self) -> str:
         return f"<WorkerPool {len(self.ready())} of {self.wanted} ready, generation {self.orders.generation}>"
+
+    @property
+    def orders(self) -> Orders:
+        """What the next worker is started with."""
+        return self.generations.orders
 
     # -- the life --------------------------------------------------------------------------------------------
 
@@ -147,8 +143,9 @@ class WorkerPool:
                 self._drain(worker)
         if sum(worker.is_staying for worker in self.ready()) >= self.wanted:
             self._policy.none_missing()
-        self._finish_rollout()
-        if len(self.ready()) >= self.wanted:
+        enough = len(self.ready()) >= self.wanted
+        self.generations.finish_rollout(enough, failing=self._policy.next_trial is not None)
+        if enough:
             self._was_ready.set()
         self.changed()
 
@@ -160,11 +157,11 @@ class WorkerPool:
             worker.leaving = "scaled down"
 
     def _start_missing(self) -> None:
-        if self.holding:
+        if self.generations.holding:
             return
         now = trio.current_time()
         self._postponed = [moment for moment in self._postponed if moment > now]
-        next_trial = None if self._rollout_is_open else self._policy.next_trial
+        next_trial = None if self.generations.is_unproven else self._policy.next_trial
         if next_trial is not None and now < next_trial and self.ready():
             return  # where none serves any more, it is not waited for
         while True:
@@ -189,9 +186,7 @@ class WorkerPool:
             place = self.orders.board.take_place({worker.place for worker in self.workers.values()})
             worker = start_worker(self.started, place, self.orders, trio.current_time())
         except OSError as error:
-            rollout = self.rollout
-            if rollout is not None and not rollout.proven and error.errno not in _SHORTAGES:
-                self._go_back(rollout, f"cannot start a worker: {error}")
+            if error.errno not in _SHORTAGES and self.generations.go_back(f"cannot start a worker: {error}"):
                 return False
             # Mostly the machine is out of processes or descriptors: nothing that trying again at once would mend.
             self._log.error("cannot start a worker: %s; trying again in %g s", error, _RETRY)
@@ -276,12 +271,7 @@ class WorkerPool:
                 )
                 if was_failing:
                     self._log.warning("no longer degraded: workers can be started again")
-                if (
-                    self.rollout is not None
-                    and worker.generation == self.orders.generation
-                    and worker.state is _READY
-                ):
-                    self.rollout.proven = True
+                self.generations.note_ready(worker)
                 self.reconcile()
             case "tainted":
                 self._judge_taint(
@@ -296,7 +286,7 @@ class WorkerPool:
                     worker.state = _DRAINING
                     self._nursery.start_soon(self._end_in_time, worker, name=f"end of worker {worker.id}")
                     worker.ends_with = announced_code(message)
-                    if worker.ends_with and not self.holding:
+                    if worker.ends_with and not self.generations.holding:
                         # It has failed now, however long its drain takes: a successor may fail as fast.
                         self._judge_end(worker, now, worker.ends_with)
                 self.reconcile()
@@ -308,12 +298,12 @@ class WorkerPool:
                 self._log.error("worker %d sent a message that is not known: %r", worker.id, other)
 
     def _judge_taint(self, worker: WorkerProcess, now: float, signature: str, summary: str) -> None:
-        if worker.state is not _READY or worker.leaving or worker.id in self._tainted:
+        if worker.state is not _READY or worker.leaving or worker.is_tainted:
             return  # it is being replaced anyway
         verdict = self._policy.judge_taint(now, signature)
         if isinstance(verdict, Replace):
             self._log.warning("worker %d is to be replaced after %s: %s", worker.id, summary, verdict.reason)
-            self._tainted.add(worker.id)
+            worker.is_tainted = True
             self._nursery.start_soon(
                 self._replace_tainted, worker, summary, verdict.delay, name="replacement"
             )
@@ -330,7 +320,7 @@ class WorkerPool:
         if worker.is_staying:
             self.replace([worker], f"tainted by {summary}")
         else:
-            self._tainted.discard(worker.id)
+            worker.is_tainted = False
 
     def _recycle_if_due(self, worker: WorkerProcess, now: float) -> None:
         if (
@@ -352,7 +342,9 @@ class WorkerPool:
         worker.drain(worker.leaving, self._left_to_others(worker))
         self._nursery.start_soon(self._end_in_time, worker, name=f"end of worker {worker.id}")
         if worker.ready_at is None:
-            self._nursery.start_soon(self._cut_deaf_startup, worker, name=f"startup of worker {worker.id}")
+            self._nursery.start_soon(
+                cut_deaf_startup, worker, self._log, name=f"startup of worker {worker.id}"
+            )
 
     def _left_to_others(self, worker: WorkerProcess) -> list[int]:
         """The sockets of a worker, by their place, on which somebody accepts when it no longer does."""
@@ -361,33 +353,9 @@ class WorkerPool:
         others = {sock for other in self.ready() if other is not worker for sock in other.sockets}
         return [place for place, sock in enumerate(worker.sockets) if sock in others]
 
-    async def _cut_deaf_startup(self, worker: WorkerProcess) -> None:
-        with trio.move_on_after(_STARTUP_PATIENCE):
-            await worker.heard.wait()
-            return
-        self._log.warning(
-            "worker %d (pid %d): its startup blocks the event loop, so that it has not heard within %g s that it is to "
-            "end (%s); it has served nothing: ending it",
-            worker.id,
-            worker.pid,
-            _STARTUP_PATIENCE,
-            worker.leaving,
-        )
-        worker.cut_startup(worker.leaving)
-
     async def _end_in_time(self, worker: WorkerProcess) -> None:
-        """A drain ends by itself, or by the worker's own hard exit; past all that it is ended from here."""
-        config = worker.config
-        limit = config.pre_drain_delay + config.graceful_timeout
-        limit += 2 * CLEANUP_SECONDS + config.shutdown_timeout + (config.hard_exit_after or 0.0) + SLACK
-        with trio.move_on_after(limit):
-            await worker.gone.wait()
-            return
-        self._log.error(
-            "worker %d (pid %d) has not ended within %g s; ending it", worker.id, worker.pid, limit
-        )
-        self.killed += self.stopping
-        worker.kill(f"the drain took longer than {limit:g} s")
+        if not await end_in_time(worker, self._log):
+            self.killed += self.stopping
 
     def _bury(self, worker: WorkerProcess) -> None:
         """It has ended: say why, and decide about its successor."""
@@ -395,15 +363,14 @@ class WorkerPool:
         assert worker.status is not None
         del self.workers[worker.id]
         del self._plans[worker.id]
-        self._tainted.discard(worker.id)
         self.requests_gone += int(worker.statistics.get("requests", 0))
         kind = self._desk.note_end(worker, now)
         self.restarts[kind] = self.restarts.get(kind, 0) + 1
         self.killed += self.stopping and worker.status == EXIT_HARD_DRAIN
         self.orders.board.clear(worker.place)
         worker.close()
-        judged = self.stopping or self.holding or self._abandon_rollout(worker) or bool(worker.ends_with)
-        if not judged:
+        holding = self.generations.holding
+        if not (self.stopping or holding or self.generations.note_end(worker) or worker.ends_with):
             planned = bool(worker.leaving and worker.asked.startswith(("drain", "hurry", "end")))
             for_cause = worker.asked.startswith("kill") or kind == "out of memory"
             # Who drains by itself, and not for an error, was sent a signal.
@@ -449,10 +416,8 @@ class WorkerPool:
         """Have all of it end; or, in development, start nothing more before a change."""
         if self.patient:
             self._log.error("waiting for a file to change: %s", decision.reason)
-            self.holding = True
-            rollout, self.rollout = self.rollout, None
-            if rollout is not None:
-                rollout.end(decision.reason)
+            self.generations.holding = True
+            self.generations.end_rollout(decision.reason)
             return
         self._log.critical("giving up: %s", decision.reason)
         self.failure = decision
@@ -474,78 +439,26 @@ class WorkerPool:
     def roll_out(self, orders: Orders) -> Rollout:
         """Replace all workers by ones with new orders; if the first of them fails, everything stays as it was."""
         # It may be over by the return: who is told to start a worker at once may see that there can be none.
-        self.rollout = rollout = Rollout(self.orders, self.holding)
-        self.holding = False
-        self.orders = orders
+        rollout = self.generations.begin_rollout(orders)
         if self.patient:
             self._policy.start_afresh()
         self._postponed.clear()
-        self.replace(self.workers.values(), RELOAD)
+        self.reconcile()
         return rollout
-
-    @property
-    def _rollout_is_open(self) -> bool:
-        """None of the new generation has been ready yet."""
-        return self.rollout is not None and not self.rollout.proven
-
-    def _abandon_rollout(self, worker: WorkerProcess) -> bool:
-        """Go back to the old generation if it was the first of the new that has died; True if so."""
-        rollout = self.rollout
-        if rollout is None or rollout.proven or worker.generation != self.orders.generation:
-            return False
-        if worker.asked.startswith(
-            ("drain", "end")
-        ):  # scaled down or recycled by hand, and another one follows
-            return False
-        self._go_back(
-            rollout,
-            f"worker {worker.id} of the new generation ended with status {worker.status} before it was ready",
-        )
-        return True
-
-    def _go_back(self, rollout: Rollout, error: str) -> None:
-        self.rollout = None
-        self.orders = rollout.previous
-        self.holding = rollout.held
-        for other in self.workers.values():
-            replaced = other.leaving == RELOAD and other.state is not _DRAINING
-            if replaced and other.generation == self.orders.generation:
-                other.leaving = ""
-                if other.id in self._tainted:  # its replacement came to nothing: it may ask again
-                    self._tainted.discard(other.id)
-                    other.tell("contain")
-            elif other.generation > self.orders.generation:
-                other.leaving = other.leaving or "its generation was abandoned"
-        rollout.end(error)
 
     def supersede_rollout(self, reason: str) -> None:
         """Another generation is to follow the one under way: let that take no longer than it must."""
-        if self.rollout is not None and not self.rollout.proven:
-            self._go_back(self.rollout, reason)
+        if self.generations.go_back(reason):
             self.reconcile()
-        elif self.rollout is not None:
-            for worker in self.workers.values():
-                if worker.state is _DRAINING and not worker.asked.startswith(("hurry", "end")):
-                    worker.hurry(reason)
-
-    def _finish_rollout(self) -> None:
-        rollout = self.rollout
-        if rollout is None or not rollout.proven:
-            return
-        old = [worker for worker in self.workers.values() if worker.generation < self.orders.generation]
-        # Where starts keep failing, what is left of the old generation serves until they no longer do. It may be the
-        # next reload that mends that, and it waits for the end of this one.
-        if self._policy.next_trial is not None or (not old and len(self.ready()) >= self.wanted):
-            self.rollout = None
-            rollout.end()
+        else:
+            self.generations.hurry_rollout(reason)
 
     # -- the end ---------------------------------------------------------------------------------------------
 
     def stop(self, reason: str) -> None:
         """Drain them all; `run` returns when the last one has ended."""
         self.stopping = True
-        if self.rollout is not None:
-            self.rollout.end(reason)
+        self.generations.end_rollout(reason)
         for worker in list(self.workers.values()):
             worker.leaving = worker.leaving or reason
             if worker.state is not _DRAINING:

@@ -1,21 +1,19 @@
 """The supervisor: bind, start the workers, keep them alive, stop. The parent process is a trio program.
 
 Called by `cli.py`. Read this file first, then `pool.py` (how many workers there are), `worker_process.py` (one of
-them) and `restart_policy.py` (when one more is worth a try). The app is never imported here, so that no bug of it
-can take the parent along. Signals, in any order and number, do what `_SIGNALS` says.
+them), `restart_policy.py` (when one more is worth a try) and `renewal.py` (reloads). The app is never imported here,
+so that no bug of it can take the parent along. Signals, in any order and number, do what `_SIGNALS` says.
 
 While nothing happens nothing runs: every task waits for a signal, a message, an exit, or a deadline.
 """
 
 from __future__ import annotations
 
-import copy
 import logging
 import os
 import signal
 from collections.abc import Callable
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass, field
 from typing import Any
 
 import trio
@@ -36,6 +34,7 @@ from trioserve.supervisor.pool import WorkerPool
 from trioserve.supervisor.preload import Preloads
 from trioserve.supervisor.reaper import become_subreaper, reap_orphans
 from trioserve.supervisor.reload import Reloader
+from trioserve.supervisor.renewal import Renewals, without_requests
 from trioserve.supervisor.restart_policy import GiveUp, RestartPolicy
 from trioserve.supervisor.scaling import Scaling, wanted_workers
 from trioserve.supervisor.sockets import SocketStore, take_upgrade
@@ -93,15 +92,6 @@ def _open_sockets(store: SocketStore, config: Config, inherited: dict[str, list[
     return []
 
 
-@dataclass(slots=True)
-class _Reload:
-    """One that has been asked for, and how it went."""
-
-    reason: str
-    error: str = ""
-    done: trio.Event = field(default_factory=trio.Event)
-
-
 class Supervisor:
     """The parent of the workers.
 
@@ -121,7 +111,7 @@ class Supervisor:
         self.store = store
         self.predecessor: int | None = None
         self.state = "starting"
-        self.logs = setup_logs(_without_requests(config))
+        self.logs = setup_logs(without_requests(config))
         self.log: logging.Logger = self.logs.error
         self.board = ShareBoard.create()
         self.environment = clean_environment(os.environ)
@@ -135,22 +125,18 @@ class Supervisor:
         self.desk = ExitDesk(config.crash_dir, self.log)
         self.policy = RestartPolicy()
         least, _ = wanted_workers(config.workers)
-        self.pool = WorkerPool(self._orders(1), least, self.policy, self.desk, self.log)
+        self.pool = WorkerPool(self.orders(1), least, self.policy, self.desk, self.log)
         self.scaling = Scaling(self.pool, self.log)
         self.scaling.set(config.workers)
-        self.generation = 1
+        self.directory = WorkingDirectory(os.environ)
+        self.preloads: Preloads
         self._application = application
-        self._first_config = config
         self._reload_config = reload_config
-        self._directory = WorkingDirectory(os.environ)
+        self._renewals: Renewals
         self._stops = 0
         self._upgrade: Upgrade | None = None
         self._replaced = False
-        self._reloading = trio.Lock()
-        self._next_reload: _Reload | None = None  # waits for its turn
-        self._may_reload = trio.Event()  # the pool is about to run, or to be kept from it by the preloading
         self._reaping = False
-        self._preloads: Preloads
         self._nursery: trio.Nursery
 
     def run_to_end(self) -> int:
@@ -185,10 +171,11 @@ class Supervisor:
                 self._at_end.enter_context(pid_file(self.config.pid_path))
             async with trio.open_nursery() as nursery:
                 self._nursery = nursery
+                self.preloads = Preloads(nursery, self.log)
+                self._renewals = Renewals(self, nursery, self._reload_config)
                 self.pool.on_failure = lambda: self.drain("giving up")
                 self.pool.changed = self._tell_status
                 nursery.start_soon(self._handle_signals, received, name="signals")
-                self._preloads = Preloads(nursery, self.log)
                 if os.getpid() == 1:
                     self._reap_orphans()
                 nursery.start_soon(self._serve_control, name="control")
@@ -199,11 +186,7 @@ class Supervisor:
                 nursery.start_soon(self.scaling.run, name="scaling")
                 if self.reloader is not None:
                     await nursery.start(self.reloader.run, name="reloader")
-                if self.config.preload:
-                    self.pool.holding = True
-                    nursery.start_soon(self._preload_first, name="preload")
-                else:
-                    self._may_reload.set()
+                self._renewals.begin()
                 await self.pool.run()
                 ending.decide()
                 nursery.cancel_scope.cancel(reason="all workers have ended")
@@ -238,9 +221,9 @@ class Supervisor:
                 os.write(self.predecessor, b"ready")
             os.close(self.predecessor)
             self.predecessor = None
-            if not self._reloading.locked():  # else that knows when
+            if not self._renewals.is_running:  # else that knows when
                 self.store.drop_others(self.config)  # what it has bound and we do not is nobody's any more
-        self.notifier.ready(self._status_text())
+        self.notifier.ready(self.status_text())
 
     async def _serve_control(self) -> None:
         wish = self.config.control
@@ -263,16 +246,17 @@ class Supervisor:
 
     def _tell_status(self) -> None:
         if self.state == "running":
-            self.notifier.status(self._status_text())
+            self.notifier.status(self.status_text())
 
-    def _status_text(self) -> str:
+    def status_text(self) -> str:
+        """For the service manager."""
         pool = self.pool
         degraded = ", degraded" if self.policy.degraded_reason(trio.current_time()) else ""
         return f"{len(pool.ready())} of {pool.wanted} workers ready, generation {pool.orders.generation}{degraded}"
 
     def _children(self) -> set[int]:
         found = {worker.pid for worker in self.pool.workers.values()}
-        found |= self._preloads.pids()
+        found |= self.preloads.pids()
         return found | ({self._upgrade.pid} if self._upgrade is not None else set())
 
     def _reap_orphans(self) -> None:
@@ -341,118 +325,15 @@ class Supervisor:
         self.log.info("%s: from %d to %d workers", reason, self.pool.wanted, wanted)
         self.pool.scale(wanted)
 
-    def request_reload(self, reason: str) -> _Reload:
-        """Reload configuration and app, worker by worker; what is asked while one has yet to begin is asked of it."""
-        if self._next_reload is None:
-            self._next_reload = _Reload(reason)
-            self._nursery.start_soon(self._reload_next, self._next_reload, name="reload")
-        else:
-            self.log.info("%s: the reload that is to follow will do (%s)", reason, self._next_reload.reason)
-        return self._next_reload
+    def request_reload(self, reason: str) -> None:
+        """Reload configuration and app, worker by worker."""
+        self._renewals.request(reason)
 
     async def reload(self, reason: str) -> str:
-        """Read the configuration again and replace all workers; returns what went wrong, or "".
-
-        A configuration that is wrong, or an app whose first worker does not become ready, leaves everything as it is.
-        """
-        reload = self.request_reload(reason)
-        await reload.done.wait()
-        return reload.error
-
-    async def _reload_next(self, reload: _Reload) -> None:
-        await self._may_reload.wait()
-        async with self._reloading:
-            self._next_reload = None  # it reads now: who asks from here on may have changed something since
-            reload.error = await self._reload_now(reload.reason)
-        reload.done.set()
-
-    async def _reload_now(self, reason: str) -> str:
-        if self.pool.stopping:
-            return "the server is stopping"
-        self.log.info("reloading: %s", reason)
-        # Before there is anything that serves, the service manager waits for the end of the start, not of this.
-        if self.state == "running":
-            self.notifier.reloading()
-        try:
-            with self._directory.entered() as stay:
-                error = await self._reload()
-                if not error:
-                    stay()
-        except (OSError, ConfigError) as failure:
-            error = str(failure)
-        if self.state == "draining":
-            self.log.info("the reload ends with the server")
-        elif error:
-            state = "serving on as before" if self.pool.ready() else "waiting for the next change"
-            self.log.error("reload failed, %s: %s", state, error)
-        else:
-            self.log.info("reloaded: generation %d", self.pool.orders.generation)
-        if self.state == "running":
-            self.notifier.ready(self._status_text())
-        return error
-
-    async def _reload(self) -> str:
-        before = self.config
-        try:
-            config = self._reload_config()
-            config.validate()
-            packed(config)
-            opened = {} if self.store.is_activated else self.store.open(config)
-        except TrioserveError as error:
-            return str(error)
-        except (Exception, SystemExit) as error:
-            return f"reading the configuration raised {type(error).__name__}: {error}"
-        self.config = config
-        self.generation += 1
-        failure = await self._roll_out(await self._prepared(self._orders(self.generation)))
-        self._preloads.keep(self.pool.orders)
-        if failure:
-            self.config = before
-            self.store.drop(opened)
-            return failure
-        if self.predecessor is None:  # otherwise they are its, until we take over
-            self.store.drop_others(config)
-        self._take_over(before, config)
-        self._apply_workers(before, config)
-        return ""
-
-    async def _roll_out(self, orders: Orders | GiveUp) -> str:
-        if isinstance(orders, GiveUp):
-            return orders.reason
-        if self.pool.stopping:
-            return "the server is stopping"
-        rollout = self.pool.roll_out(orders)
-        await rollout.done.wait()
-        return rollout.error
-
-    def _take_over(self, before: Config, config: Config) -> None:
-        """The settings that are ours and no worker's."""
-        self.desk.crash_dir = config.crash_dir
-        first = self._first_config
-        left = [name for name in _FOR_LIFE if getattr(config, name) != getattr(first, name)]
-        if config.use_reloader and self.reloader is None:
-            left.append("use_reloader")
-        if config.workers == 0:
-            left.append("workers")
-        if any(getattr(config, name) != getattr(before, name) for name in _OF_THE_LOG):
-            if isinstance(config.errorlog, logging.Logger) or isinstance(first.errorlog, logging.Logger):
-                left.append("errorlog")
-            else:
-                self.log.info("the error log is %s from here on", config.errorlog or "off")
-                try:
-                    self.logs.change_error_log(_without_requests(config))
-                except ConfigError as error:
-                    self.log.error("the supervisor's own log stays where it is: %s", error)
-        if left:
-            self.log.warning(
-                "not applied by a reload, but by an upgrade (SIGUSR2) or a restart: %s",
-                ", ".join(sorted(left)),
-            )
-
-    def _apply_workers(self, before: Config, config: Config) -> None:
-        """A changed number of workers counts; one that was changed by hand since stays otherwise."""
-        if config.workers != before.workers and config.workers != 0:
-            self.scale_to(self.scaling.set(config.workers), "reload")
+        """As `request_reload`; returns when it is over, with what went wrong, or ""."""
+        renewal = self._renewals.request(reason)
+        await renewal.done.wait()
+        return renewal.error
 
     def upgrade(self, reason: str) -> None:
         """Start a new supervisor from the code that is installed now, and leave once it is ready."""
@@ -470,7 +351,7 @@ class Supervisor:
             return
         self.log.info("upgrading: %s", reason)
         try:
-            with self._directory.entered():  # a new release may fail, and our workers are of the old one
+            with self.directory.entered():  # a new release may fail, and our workers are of the old one
                 self._upgrade = Upgrade(self.store, self._successor_environment())
         except (OSError, ConfigError) as error:
             self.log.error("upgrade failed, serving on as before: %s", error)
@@ -497,7 +378,8 @@ class Supervisor:
 
     # -- what workers are started with -----------------------------------------------------------------------
 
-    def _orders(self, generation: int) -> Orders:
+    def orders(self, generation: int) -> Orders:
+        """Those of a generation with the configuration in force."""
         return Orders(
             self.application,
             self.config,
@@ -508,7 +390,7 @@ class Supervisor:
             plain=self.store.plain_for(self.config),
         )
 
-    async def _prepared(self, orders: Orders) -> Orders | GiveUp:
+    async def prepared(self, orders: Orders) -> Orders | GiveUp:
         """The orders once workers can be started with them: where the app is preloaded, it is loaded then."""
         if not orders.config.preload:
             return orders
@@ -518,27 +400,8 @@ class Supervisor:
             self.log.warning("no preloading: %s; workers are started by exec", error)
             return orders
         self._reap_orphans()
-        return await self._preloads.prepare(orders)
+        return await self.preloads.prepare(orders)
 
-    async def _preload_first(self) -> None:
-        """Let the pool start workers once the app is loaded; nobody reloads before."""
-        async with self._reloading:
-            self._may_reload.set()
-            orders = await self._prepared(self.pool.orders)
-            if self.pool.stopping:
-                return
-            self.pool.holding = False
-            if isinstance(orders, GiveUp):
-                self.pool.give_up(orders)
-            else:
-                self.pool.orders = orders
-                self.pool.reconcile()
-
-
-# Settings that are followed once, at the start.
-_FOR_LIFE = ("control", "exit_when_idle", "group", "pid_path", "user")
-
-_OF_THE_LOG = ("errorlog", "loglevel", "logconfig", "logconfig_dict")
 
 # What each signal does to a supervisor.
 _SIGNALS: dict[int, Callable[[Supervisor, str], object]] = {
@@ -560,11 +423,3 @@ async def _wait_gone(pid: int) -> None:
             await trio.lowlevel.wait_readable(descriptor)
         finally:
             os.close(descriptor)
-
-
-def _without_requests(config: Config) -> Config:
-    """For the error log only: requests are the workers' to log."""
-    ours = copy.copy(config)
-    for name in ("accesslog", "statsd_host"):
-        object.__setattr__(ours, name, None)
-    return ours

@@ -89,6 +89,7 @@ class WorkerProcess:
         place: its own on the board of connections, as long as it lives.
         state: its `WorkerState`.
         leaving: why it is to be replaced or given up, or ""; it goes on accepting until it is told to drain.
+        is_tainted: its replacement is decided, but may have to wait.
         sockets: those on which it listens.
         asked: what the supervisor has asked it to do last ("", "drain: ...", "kill: ..."), for the exit report.
         heard: it has said that it drains, or is gone.
@@ -103,6 +104,7 @@ class WorkerProcess:
         self.generation = orders.generation
         self.state = WorkerState.STARTING
         self.leaving = ""
+        self.is_tainted = False
         self.asked = ""
         self.ends_with: int | None = None
         self.config = orders.config
@@ -160,6 +162,13 @@ class WorkerProcess:
     def lived(self, now: float) -> float:
         """Seconds since it became ready; since its start if it never did."""
         return now - (self.started_at if self.ready_at is None else self.ready_at)
+
+    def stay(self) -> None:
+        """Its replacement has come to nothing: it goes on, and if it is tainted it may ask again."""
+        self.leaving = ""
+        if self.is_tainted:
+            self.is_tainted = False
+            self.tell("contain")
 
     # -- what it is told -------------------------------------------------------------------------------------
 
