@@ -64,17 +64,25 @@ async def test_a_worker_leaves_the_queue_to_its_successor(order: signal.Signals)
             assert await server.wait() == 0
 
 
-async def test_what_is_queued_where_nobody_listens_any_more_is_served(tmp_path: Path) -> None:
+@pytest.mark.parametrize("order", [signal.SIGHUP, signal.SIGUSR2], ids=lambda number: number.name)
+async def test_what_is_queued_where_nobody_listens_any_more_is_served(
+    order: signal.Signals, tmp_path: Path
+) -> None:
     config = tmp_path / "server.toml"
     config.write_text(f'bind = ["unix:{tmp_path / "old"}"]\n')
     async with supervised("-c", str(config), *ONE_EACH, workers=1, bind=None) as server:
         (worker,) = children(server.pid)
         async with held_request(server) as held, asking_for_pid(server) as waiting:
             config.write_text(f'bind = ["unix:{tmp_path / "new"}"]\n')
-            server.send_signal(signal.SIGHUP)
+            server.send_signal(order)
             assert await pid_of(waiting) == worker
             await finish(held)
-        await server.stderr.wait_for("reloaded: generation 2")
+        if order is signal.SIGUSR2:
+            successor = int((await server.stderr.wait_for(r"the new supervisor is pid (\d+)"))[1])
+            os.kill(successor, signal.SIGTERM)
+            assert await server.wait() == 0
+        else:
+            await server.stderr.wait_for("reloaded: generation 2")
 
 
 async def test_what_is_queued_when_the_service_stops_is_served() -> None:

@@ -5,6 +5,7 @@ What takes the supervisor a minute takes it a second here (`hurried.py`), and wo
 
 from __future__ import annotations
 
+import os
 import re
 import signal
 from collections.abc import AsyncIterator
@@ -83,6 +84,25 @@ async def test_a_reload_brings_a_range_and_takes_it_away(tmp_path: Path) -> None
         server.send_signal(signal.SIGHUP)
         await server.stderr.wait_for("reload: from [34] to 1 workers")
         await until(lambda: len(workers_of(server)) == 1, "a single worker")
+
+
+async def test_what_was_changed_by_hand_stays_over_reloads_and_upgrades(tmp_path: Path) -> None:
+    config = tmp_path / "server.toml"
+    config.write_text("workers = 2\n")
+    async with hurried("-c", str(config), "--control", "off", workers=None) as server:
+        server.send_signal(signal.SIGTTOU)
+        await until(lambda: len(workers_of(server)) == 1, "one worker fewer")
+        server.send_signal(signal.SIGHUP)
+        await server.stderr.wait_for("reloaded: generation 2")
+        server.send_signal(signal.SIGUSR2)
+        first = int((await server.stderr.wait_for(r"the new supervisor \(pid (\d+)\) is ready"))[1])
+        assert server.stderr.text.count("started, generation") == 4
+        config.write_text("workers = 3\n")
+        os.kill(first, signal.SIGUSR2)
+        second = int((await server.stderr.wait_for(r"the new supervisor \(pid (\d+)\) is ready"))[1])
+        assert server.stderr.text.count("started, generation") == 7
+        os.kill(second, signal.SIGTERM)
+        assert await server.wait() == 0
 
 
 # -- recycling -----------------------------------------------------------------------------------------------

@@ -14,7 +14,8 @@ from __future__ import annotations
 import errno
 import logging
 import signal
-from collections.abc import Callable, Iterable
+import socket
+from collections.abc import Callable, Collection, Iterable
 from typing import Any
 
 import trio
@@ -48,7 +49,7 @@ class WorkerPool:
         workers: those that have not ended, by id.
         failure: why the whole is to end, or None.
         stopping: no worker is started any more.
-        handed_over: another supervisor's workers accept on the same sockets.
+        handed_over: sockets on which another supervisor's workers accept.
         patient: somebody is about to mend the app: instead of a failure, wait for the next `roll_out`.
         killed: how many had to be ended, after `stop`, because they did not end in time.
         most: how many there may come to be, where that follows the load.
@@ -64,7 +65,7 @@ class WorkerPool:
         self.generations = Generations(orders, self.workers)
         self.failure: GiveUp | None = None
         self.stopping = False
-        self.handed_over = False
+        self.handed_over: Collection[socket.socket] = ()
         self.patient = False
         self.killed = 0
         self.most = 0
@@ -348,9 +349,9 @@ class WorkerPool:
 
     def _left_to_others(self, worker: WorkerProcess) -> list[int]:
         """The sockets of a worker, by their place, on which somebody accepts when it no longer does."""
-        if self.stopping:
-            return list(range(len(worker.sockets))) if self.handed_over else []
-        others = {sock for other in self.ready() if other is not worker for sock in other.sockets}
+        others = self.handed_over
+        if not self.stopping:
+            others = {sock for other in self.ready() if other is not worker for sock in other.sockets}
         return [place for place, sock in enumerate(worker.sockets) if sock in others]
 
     async def _end_in_time(self, worker: WorkerProcess) -> None:

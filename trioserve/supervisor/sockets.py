@@ -6,10 +6,8 @@ reload opens only what is new and closes only what is gone, and no queued connec
 
 from __future__ import annotations
 
-import json
-import os
 import socket
-from collections.abc import Iterable, Mapping, MutableMapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -17,9 +15,6 @@ from trioserve.config import Config
 from trioserve.errors import BindError
 from trioserve.net.activation import ActivatedSocket, split_activated
 from trioserve.net.bind import Listeners, open_listeners
-
-# What a supervisor finds in its environment that is to take over from another one: JSON, made by `Upgrade`.
-UPGRADE_VARIABLE = "TRIOSERVE__UPGRADE"
 
 # The keys of sockets that the service manager has opened: for `bind`, and for what is `insecure_bind` elsewhere.
 ACTIVATED = "systemd"
@@ -107,10 +102,14 @@ class SocketStore:
             if listeners is not None:
                 listeners.close()
 
-    def drop_others(self, config: Config) -> None:
-        """Close what `config` does not bind any more; what the service manager has opened stays."""
+    def others(self, config: Config) -> list[str]:
+        """What `config` does not bind any more; what the service manager has opened stays."""
         kept = (*_binds(config), ACTIVATED, ACTIVATED_PLAIN)
-        self.drop([bind for bind in self._opened if bind not in kept])
+        return [bind for bind in self._opened if bind not in kept]
+
+    def drop_others(self, config: Config) -> None:
+        """Close these."""
+        self.drop(self.others(config))
 
     def leave_to_workers(self) -> None:
         """Close our copies: an address is given up with the last worker that listens on it. Socket files stay."""
@@ -121,11 +120,18 @@ class SocketStore:
         """Close all of them and remove socket files."""
         self.drop(list(self._opened))
 
-    def hand_over(self) -> None:
-        """A successor serves on them: close our copies, and leave the socket files to it."""
+    def hand_over(self, dropped: Iterable[str] = ()) -> list[socket.socket]:
+        """A successor serves on all but what it has `dropped`: close our copies, and leave the socket files to it.
+
+        Returns those that it serves on.
+        """
+        taken = [
+            sock for bind, found in self._opened.items() if bind not in dropped for sock in found.sockets
+        ]
         for listeners in self._opened.values():
             listeners.forget_files()
         self.close()
+        return taken
 
     # -- an upgrade ------------------------------------------------------------------------------------------
 
@@ -152,23 +158,3 @@ def _binds(config: Config) -> list[str]:
 
 def _speaks_tls(bind: str, config: Config) -> bool:
     return config.ssl_enabled and bind not in (ACTIVATED_PLAIN, *config.insecure_bind)
-
-
-def take_upgrade(environ: MutableMapping[str, str]) -> tuple[dict[str, list[int]], int] | None:
-    """The sockets and the descriptor for "ready" that a predecessor hands down, or None; taken from `environ`."""
-    text = environ.pop(UPGRADE_VARIABLE, "")
-    if not text:
-        return None
-    try:
-        found = json.loads(text)
-        ready = int(found["ready"])
-        sockets = {
-            str(bind): [int(number) for number in numbers] for bind, numbers in found["sockets"].items()
-        }
-        os.fstat(ready)
-    except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
-        raise BindError(
-            f"{UPGRADE_VARIABLE} = {text!r:.200} is not what a supervisor hands to its successor ({error}); unset it"
-        ) from None
-    os.set_inheritable(ready, False)
-    return sockets, ready

@@ -37,8 +37,8 @@ from trioserve.supervisor.reload import Reloader
 from trioserve.supervisor.renewal import Renewals, without_requests
 from trioserve.supervisor.restart_policy import GiveUp, RestartPolicy
 from trioserve.supervisor.scaling import Scaling, wanted_workers
-from trioserve.supervisor.sockets import SocketStore, take_upgrade
-from trioserve.supervisor.upgrade import Upgrade
+from trioserve.supervisor.sockets import SocketStore
+from trioserve.supervisor.upgrade import Predecessor, Upgrade, take_upgrade
 from trioserve.supervisor.worker_process import Orders, packed
 from trioserve.supervisor.working_directory import WorkingDirectory
 from trioserve.worker.claim import activation_remarks, chooses_by_number
@@ -55,30 +55,28 @@ def run_supervisor(config: Config, application: str, reload_config: Callable[[],
     Raises:
         BindError, ConfigError: it could not start.
     """
-    upgrade = take_upgrade(os.environ)
+    predecessor = take_upgrade(os.environ)
     store = SocketStore()
     supervisor = None
     try:
-        remarks = _open_sockets(store, config, upgrade[0] if upgrade else None)
+        remarks = _open_sockets(store, config, predecessor)
         # From here on nobody is root: not the workers, and not who opens the files that they are to reopen.
         if drop_privileges(config.user, config.group):
             config.check_places()
-        supervisor = Supervisor(config, application, reload_config, store)
+        supervisor = Supervisor(config, application, reload_config, store, predecessor)
         for remark in remarks:
             supervisor.log.info("%s", remark)
-        if upgrade is not None:
-            supervisor.predecessor = upgrade[1]
         return supervisor.run_to_end()
     finally:
-        if upgrade is not None and supervisor is None:
+        if predecessor is not None and supervisor is None:
             store.hand_over()  # we never took over: the socket files are still our predecessor's
         store.close()
 
 
-def _open_sockets(store: SocketStore, config: Config, inherited: dict[str, list[int]] | None) -> list[str]:
+def _open_sockets(store: SocketStore, config: Config, predecessor: Predecessor | None) -> list[str]:
     """Have the listening sockets; returns what the log should say of them."""
-    if inherited is not None:
-        store.take_over(inherited)
+    if predecessor is not None:
+        store.take_over(predecessor.sockets)
         if store.is_activated:
             return []
     elif not chooses_by_number(config):
@@ -99,17 +97,22 @@ class Supervisor:
         pool: the workers.
         config: in force; a reload replaces it.
         store: the listening sockets.
-        predecessor: a descriptor to tell that we are ready to take over, or None.
+        predecessor: whose place we are to take once we are ready, or None.
         state: "starting", "running", "draining".
     """
 
     def __init__(
-        self, config: Config, application: str, reload_config: Callable[[], Config], store: SocketStore
+        self,
+        config: Config,
+        application: str,
+        reload_config: Callable[[], Config],
+        store: SocketStore,
+        predecessor: Predecessor | None,
     ) -> None:
         packed(config)  # what no worker could be told is an error of the start, not of a worker's
         self.config = config
         self.store = store
-        self.predecessor: int | None = None
+        self.predecessor = predecessor
         self.state = "starting"
         self.logs = setup_logs(without_requests(config))
         self.log: logging.Logger = self.logs.error
@@ -124,8 +127,11 @@ class Supervisor:
         self.started_at = 0.0
         self.desk = ExitDesk(config.crash_dir, self.log)
         self.policy = RestartPolicy()
-        least, _ = wanted_workers(config.workers)
-        self.pool = WorkerPool(self.orders(1), least, self.policy, self.desk, self.log)
+        limits = wanted_workers(config.workers)
+        wanted = limits[0]
+        if predecessor is not None and predecessor.limits == limits:
+            wanted = predecessor.wanted  # what was changed by hand stays, as in a reload
+        self.pool = WorkerPool(self.orders(1), wanted, self.policy, self.desk, self.log)
         self.scaling = Scaling(self.pool, self.log)
         self.scaling.set(config.workers)
         self.directory = WorkingDirectory(os.environ)
@@ -217,9 +223,7 @@ class Supervisor:
                 self._at_end.enter_context(pid_file(self.config.pid_path))
             except ConfigError as error:
                 self.log.error("%s", error)
-            with suppress(OSError):
-                os.write(self.predecessor, b"ready")
-            os.close(self.predecessor)
+            self.predecessor.replace(self.store.others(self.config))
             self.predecessor = None
             if not self._renewals.is_running:  # else that knows when
                 self.store.drop_others(self.config)  # what it has bound and we do not is nobody's any more
@@ -352,7 +356,12 @@ class Supervisor:
         self.log.info("upgrading: %s", reason)
         try:
             with self.directory.entered():  # a new release may fail, and our workers are of the old one
-                self._upgrade = Upgrade(self.store, self._successor_environment())
+                self._upgrade = Upgrade(
+                    self.store,
+                    (self.scaling.low, self.scaling.high),
+                    self.pool.wanted,
+                    self._successor_environment(),
+                )
         except (OSError, ConfigError) as error:
             self.log.error("upgrade failed, serving on as before: %s", error)
             return
@@ -367,8 +376,8 @@ class Supervisor:
             return
         self.log.info("the new supervisor (pid %d) is ready", pid)
         self.notifier.main_pid(pid)
-        self.store.hand_over()
-        self._replaced = self.pool.handed_over = True  # the service does not stop
+        self.pool.handed_over = self.store.hand_over(upgrade.dropped)
+        self._replaced = True  # the service does not stop
         if not self.pool.stopping:
             self.drain(f"replaced by pid {pid}")
 
