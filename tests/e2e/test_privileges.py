@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pwd
+import site
 import socket
 import stat
 import sys
@@ -139,6 +140,18 @@ async def test_who_is_not_root_can_become_nobody_else(folder: Path) -> None:
         f"trioserve: user = 0: this process runs as user {NOBODY.pw_uid}, and only"
     )
     assert process.stdout.text == "", "the app was not imported"
+
+
+async def test_workers_that_the_new_user_cannot_run_are_an_error_of_the_start(tmp_path: Path) -> None:
+    """pytest's folder is root's alone, as a virtual environment below /root would be."""
+    interpreter = tmp_path / "python"
+    interpreter.symlink_to(sys.executable)
+    flags = trioserve_command("--bind", "127.0.0.1:0", "--user", "nobody", "everybodys:app")[1:]
+    # A link beside no pyvenv.cfg is not in the virtual environment, where the packages are.
+    env = {"PYTHONPATH": os.pathsep.join([clean_environment()["PYTHONPATH"], *site.getsitepackages()])}
+    process = await run_to_end(str(interpreter), *flags, env=env)
+    assert process.returncode == 78, process.stderr.text
+    assert f"user {NOBODY.pw_uid} cannot execute {interpreter}" in process.stderr.text
 
 
 async def test_an_app_that_is_not_there_is_still_exit_code_4_and_leaves_no_socket_file(

@@ -19,6 +19,7 @@ from typing import Literal
 import trio
 
 import trioserve
+from trioserve.errors import ConfigError
 from trioserve.signals import STRAYS_OF_A_WORKER, known
 
 # What a process inherits begins here, behind the standard streams; sd_listen_fds(3) numbers sockets so.
@@ -75,6 +76,20 @@ def _read_status(pid: int) -> int:
 
 
 # -- starting ------------------------------------------------------------------------------------------------
+
+
+def check_workers_can_run() -> None:
+    """What root has started may be where nobody else gets: to be asked once this process is whom workers will be.
+
+    Raises:
+        ConfigError: it cannot run the interpreter, or read what a worker runs.
+    """
+    for path, mode, what in ((sys.executable, os.X_OK, "execute"), (_WORKER, os.R_OK, "read")):
+        if not os.access(path, mode):
+            raise ConfigError(
+                f"workers cannot be started: user {os.geteuid()} cannot {what} {path}; install Python and trioserve "
+                "where this user may read them (not below /root), or choose another user"
+            )
 
 
 def spawn_worker(

@@ -34,7 +34,7 @@ from trioserve import errors
 
 # What a worker ends with that could not start; another attempt with the same program and config does not mend it.
 BOOT_FAILURES = {
-    errors.EXIT_USAGE: "it could not understand how it was started",
+    errors.EXIT_USAGE: "Python could not open its file, or not understand its flags",
     errors.EXIT_STARTUP_FAILED: "the app could not start",
     errors.EXIT_APP_NOT_FOUND: "the app could not be imported",
     errors.EXIT_CONFIG: "the configuration is wrong",

@@ -27,6 +27,7 @@ from trioserve.observe.logs import setup_logs
 from trioserve.observe.notify import Notifier, clean_environment, run_watchdog
 from trioserve.observe.privileges import drop_privileges
 from trioserve.observe.process import explain, pid_file
+from trioserve.supervisor.child_process import check_workers_can_run
 from trioserve.supervisor.control import default_path, serve_control
 from trioserve.supervisor.exits import ExitDesk
 from trioserve.supervisor.operations import Operations
@@ -63,6 +64,7 @@ def run_supervisor(config: Config, application: str, reload_config: Callable[[],
         # From here on nobody is root: not the workers, and not who opens the files that they are to reopen.
         if drop_privileges(config.user, config.group):
             config.check_places()
+            check_workers_can_run()
         supervisor = Supervisor(config, application, reload_config, store, predecessor)
         for remark in remarks:
             supervisor.log.info("%s", remark)
