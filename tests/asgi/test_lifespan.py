@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import logging
+import re
 from typing import Any
 
 import pytest
@@ -207,6 +208,7 @@ async def test_on_makes_the_absence_of_a_lifespan_a_failure(app: Any) -> None:
     assert 'lifespan is "on"' in str(error)
     if app is raises_for_lifespan:
         assert isinstance(error.__cause__, NotImplementedError)
+        assert re.search(r": NotImplementedError at .*\.py:\d+: ", str(error))
 
 
 async def test_returning_after_startup_goes_on_without_shutdown() -> None:

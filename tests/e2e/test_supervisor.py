@@ -305,14 +305,20 @@ async def test_reloading_upgrading_recycling_and_scaling_lose_no_request(order: 
             await until(lambda: not is_running(final), "the end of the last supervisor")
 
 
-async def test_a_reload_with_a_broken_app_leaves_the_old_one_serving(tmp_path: Path) -> None:
-    module = tmp_path / "changing.py"
+@pytest.mark.parametrize("flags", [(), ("--preload",)], ids=["exec", "preload"])
+async def test_a_reload_with_a_broken_app_leaves_the_old_one_serving(
+    flags: tuple[str, ...], tmp_path: Path
+) -> None:
+    module, control = tmp_path / "changing.py", str(tmp_path / "control")
     module.write_text((Path(__file__).parent / "apps.py").read_text())
-    async with serve_command(str(module) + ":app", workers=2) as server:
+    async with serve_command(f"{module}:app", "--control", control, *flags, workers=2) as server:
         before = children(server.pid)
-        module.write_text("this is no Python\n")
-        server.send_signal(signal.SIGHUP)
-        await server.stderr.wait_for("reload failed, serving on as before")
+        module.write_text("import os\nimport no_such_module\n")
+        refused = await run_to_end(*trioserve_command("ctl", "reload", "--control", control))
+        assert refused.returncode == 1
+        what = "changing.py:2: ModuleNotFoundError: No module named 'no_such_module'"
+        assert what in refused.stderr.text
+        await server.stderr.wait_for(f"reload failed, serving on as before: .*{what}")
         await until(lambda: children(server.pid) == before, "only the old workers")
         assert await answering(server) in before
 

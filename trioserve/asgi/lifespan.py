@@ -18,6 +18,7 @@ import trio
 from trioserve.errors import LifespanFailed, UnexpectedMessage
 from trioserve.structure.boundary import is_cancellation, leaves, without_cancelled
 from trioserve.structure.context import ASGIApp, Message
+from trioserve.structure.error_tree import find_leaf, safe_message, signature
 
 # How long the lifespan callable may take to return after it has said `lifespan.shutdown.complete`.
 _UNWIND_SECONDS = 1.0
@@ -119,7 +120,11 @@ class Lifespan:
             if self._failure is None:
                 self._on_death(error, self._now())
         elif self._mode == "on":
-            self._failure = LifespanFailed('the app raised during lifespan startup, and lifespan is "on"')
+            leaf = find_leaf(error)
+            self._failure = LifespanFailed(
+                'the app raised during lifespan startup, and lifespan is "on": '
+                f"{signature(leaf)}: {safe_message(leaf)}"
+            )
             self._failure.__cause__ = error
         else:
             # The specification reads an exception as "no lifespan support"; a bug looks the same, so it is shown.

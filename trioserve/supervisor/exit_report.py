@@ -37,6 +37,8 @@ _STACK_LINE = 300
 _MOST_FIGURES = 40
 # Of any text of the worker's in a line of the log.
 _WORDS = 200
+# Of why it could not start: room for a path twice, and for what was raised there.
+MOST_OF_A_REASON = 1000
 
 
 class ExitClass(enum.Enum):
@@ -102,6 +104,7 @@ class WorkerDeath:
 
     Attributes:
         status: exit code, or minus the number of a signal.
+        failure: why it could not start, as it has said itself, or "".
         asked: what the supervisor had asked of it last, such as "drain: reload", "stop: SIGTERM",
             "end: SIGTERM" (in a startup that blocks) or "kill: no heartbeat"; or "".
         uptime, last_heartbeat: seconds since its start, and since its last sign of life (None: it gave none).
@@ -124,6 +127,7 @@ class WorkerDeath:
     memory_events_after: Mapping[str, int] | None = None
     stacks: str = ""
     own_report: Mapping[str, Any] | None = None
+    failure: str = ""
 
 
 # -- the kind of end -----------------------------------------------------------------------------------------
@@ -205,16 +209,18 @@ def describe(death: WorkerDeath) -> str:
     ]
     if death.status in BOOT_FAILURES and not death.was_ready:
         parts.append(BOOT_FAILURES[death.status])
+    if death.failure:
+        parts.append(death.failure)
     if kind is ExitClass.OUT_OF_MEMORY and _oom_kills(death) > 0:
         parts.append("the kernel has killed for memory in this cgroup")
     parts.append(f"after {death.uptime:.1f} s")
     own = _own_report(death)
     if own is not None and own.get("summary"):
-        parts.append(_clean(own["summary"]))
+        parts.append(clean(own["summary"]))
     if kind is ExitClass.HANG and death.last_heartbeat is not None:
         parts.append(f"last heartbeat {death.last_heartbeat:.1f} s before")
     if death.asked:
-        parts.append(f"asked to {_clean(death.asked)}")
+        parts.append(f"asked to {clean(death.asked)}")
     if death.in_flight:
         parts.append(_describe_requests(death.in_flight))
     return "; ".join(parts)
@@ -228,9 +234,9 @@ def _describe_requests(lost: Sequence[InFlight]) -> str:
     return f"{len(lost)} request{'s' if len(lost) > 1 else ''} in flight: {shown}{more}"
 
 
-def _clean(text: object) -> str:
-    """A text of the worker's as part of a line."""
-    shown = cut(" ".join(redact(str(text)[: 4 * _WORDS]).split()), _WORDS)
+def clean(text: object, most: int = _WORDS) -> str:
+    """A text of the worker's as part of a line, and no more than so many characters of it."""
+    shown = cut(" ".join(redact(str(text)[: 4 * most]).split()), most)
     return "".join(letter if letter.isprintable() else "\ufffd" for letter in shown)
 
 
@@ -249,7 +255,7 @@ def build_exit_report(death: WorkerDeath, now: float | None = None) -> dict[str,
         "pid": death.pid,
         "generation": death.generation,
         "was_ready": death.was_ready,
-        "asked": _clean(death.asked) or None,
+        "asked": clean(death.asked) or None,
         "uptime": round(death.uptime, 3),
         "last_heartbeat": None if death.last_heartbeat is None else round(death.last_heartbeat, 3),
         "statistics": _figures(death.last_statistics),
@@ -331,7 +337,7 @@ def _innermost_place(stacks: str) -> str:
             continue
         rank = rank_of_file(frame[1])
         if rank > best_rank:  # faulthandler begins with the innermost
-            best, best_rank = f"{_clean(frame[1])}:{frame[2]}", rank
+            best, best_rank = f"{clean(frame[1])}:{frame[2]}", rank
     return best
 
 
@@ -407,5 +413,5 @@ def _summarise(identity: str, report: Mapping[str, Any]) -> dict[str, Any]:
         "pid": report.get("pid"),
         "class": ended.get("class"),
         "exit": None if status is None else describe_status(status),
-        "summary": _clean(report.get("summary")),
+        "summary": clean(report.get("summary")),
     }

@@ -72,6 +72,7 @@ class ExitDesk:
             stacks=stacks,
             # One that was killed had no time to write one about that.
             own_report=unsent or (worker.own_report if worker.status > 0 else None),
+            failure=worker.failure,
         )
         kind = classify(death)
         if kind.planned:

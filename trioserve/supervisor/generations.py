@@ -133,6 +133,7 @@ class Generations:
             return False
         if worker.asked.startswith(("drain", "end")):
             return False  # scaled down or recycled by hand, and another one follows
-        return self.go_back(
+        ended = (
             f"worker {worker.id} of the new generation ended with status {worker.status} before it was ready"
         )
+        return self.go_back(f"{ended}: {worker.failure}" if worker.failure else ended)

@@ -22,6 +22,7 @@ import trio
 
 from trioserve.errors import EXIT_HARD_DRAIN, EXIT_OK
 from trioserve.supervisor.conversation import Conversation, announced_code, figures_of
+from trioserve.supervisor.exit_report import MOST_OF_A_REASON, clean
 from trioserve.supervisor.exits import ExitDesk
 from trioserve.supervisor.generations import Generations, Rollout
 from trioserve.supervisor.machine import cgroup_memory_limit
@@ -291,6 +292,8 @@ class WorkerPool:
                         # It has failed now, however long its drain takes: a successor may fail as fast.
                         self._judge_end(worker, now, worker.ends_with)
                 self.reconcile()
+            case "failed":
+                worker.failure = clean(message.get("reason", ""), MOST_OF_A_REASON)
             case "report":
                 report = message.get("report")
                 if isinstance(report, dict) and report.get("verdict") != "contain":

@@ -24,6 +24,7 @@ import trio
 from trioserve.errors import ConfigError
 from trioserve.net.json_lines import BadMessage, JsonLines
 from trioserve.supervisor.child_process import FIRST_INHERITED, ChildProcess, spawn_worker
+from trioserve.supervisor.exit_report import MOST_OF_A_REASON, clean
 from trioserve.supervisor.restart_policy import BOOT_FAILURES, GiveUp
 from trioserve.supervisor.worker_process import ForkRefused, Orders, boot_patience, packed
 from trioserve.worker.parent_link import MESSAGE_LIMIT
@@ -159,7 +160,7 @@ class Preloader:
         patience = boot_patience(self._orders.config)  # as a worker would get that imports the app itself
         with trio.move_on_after(patience) as scope:
             message = await process.load(self._orders)
-            if message is None:
+            if message is None or message.get("is") == "failed":
                 status = await process.wait()
         if scope.cancelled_caught:
             return self._fall_back(f"importing the app has taken longer than {patience:g} s")
@@ -171,11 +172,11 @@ class Preloader:
                     f"importing the app has started {_count(names)} ({', '.join(map(str, names))}), which a fork "
                     "would not take along; start them in the app's lifespan instead, or serve without --preload"
                 )
-            case None if status in BOOT_FAILURES:
-                return GiveUp(
-                    status, f"preloader (pid {process.pid}) ended with {status}: {BOOT_FAILURES[status]}"
-                )
-            case None:
+            case None | {"is": "failed"} if status in BOOT_FAILURES:
+                ended = f"preloader (pid {process.pid}) ended with {status}: {BOOT_FAILURES[status]}"
+                said = f": {clean(message['error'], MOST_OF_A_REASON)}" if message else ""
+                return GiveUp(status, ended + said)
+            case None | {"is": "failed"}:
                 return self._fall_back(
                     f"the process that was to import the app has ended ({_describe(status)})"
                 )

@@ -94,6 +94,7 @@ class WorkerProcess:
         asked: what the supervisor has asked it to do last ("", "drain: ...", "kill: ..."), for the exit report.
         heard: it has said that it drains, or is gone.
         ends_with: the exit code that it has announced, because it drains by itself (0: after a signal), or None.
+        failure: why it could not start, as it has said, fit for a line of the log; or "".
         statistics: the last heartbeat.
         own_report: the crash report it has sent, or None.
     """
@@ -107,6 +108,7 @@ class WorkerProcess:
         self.is_tainted = False
         self.asked = ""
         self.ends_with: int | None = None
+        self.failure = ""
         self.config = orders.config
         self.sockets = orders.sockets
         self._has_orders = False

@@ -94,6 +94,7 @@ def serve_orders(
         return run_app(wrap_app(loaded.app, loaded.mode, config), config, supervised)
     except TrioserveError as error:
         explain(error)
+        supervised.link.tell("failed", reason=str(error))
         return error.exit_code
     finally:
         listeners.close()

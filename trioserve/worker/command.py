@@ -100,7 +100,11 @@ class Supervised:
 def run_app(
     app: ASGIApp, config: Config, supervised: Supervised | None = None, claim: Claim | None = None
 ) -> int:
-    """Serve an ASGI app in a `trio.run` of its own; returns the process's exit code. Problems go to stderr."""
+    """Serve an ASGI app in a `trio.run` of its own; returns the process's exit code. Problems go to stderr.
+
+    Raises:
+        TrioserveError: it could not start, which a `supervised` process has to tell its supervisor, too.
+    """
     process = _Process(config, supervised, is_callers=supervised is None and claim is None)
     try:
         if supervised is None:
@@ -108,6 +112,8 @@ def run_app(
         with pid_file(None if supervised else config.pid_path):
             trio.run(process.main, app)
     except TrioserveError as error:
+        if supervised is not None:
+            raise
         explain(error)
         return error.exit_code
     except KeyboardInterrupt:

@@ -5,7 +5,7 @@ heartbeat is sent by a trio task, so a blocked loop sends none; an idle worker's
 wake a machine that has nothing to do. When the other end closes, the supervisor is gone: the worker drains.
 Cancelling `run` stops the talking and harms nothing else.
 
-    worker -> supervisor    {"is": "ready" | "beat" | "tainted" | "draining" | "report" | "answer", ...}
+    worker -> supervisor    {"is": "ready" | "beat" | "tainted" | "draining" | "failed" | "report" | "answer", ...}
     supervisor -> worker    {"do": "drain" | "hurry" | "contain" | "reopen" | "certificates", ...}
 """
 

@@ -6,8 +6,8 @@ and then does nothing but fork when told. It ends when the other end of its sock
 
     supervisor -> preloader    {"application": ..., "settings": ...}, then for each worker {"do": "fork"} with the
                                descriptors that `worker_process.py` lists, as SCM_RIGHTS (unix(7))
-    preloader -> supervisor    {"is": "loaded"} | {"is": "threads", "names": [...]}, then for each worker
-                               {"is": "forked", "pid": ...} | {"is": "failed", "error": ...}
+    preloader -> supervisor    {"is": "loaded"} | {"is": "threads", "names": [...]} | {"is": "failed", "error": ...},
+                               then for each worker {"is": "forked", "pid": ...} | {"is": "failed", "error": ...}
 
 A worker is forked twice over, so that it becomes the child of the supervisor, which is a child subreaper (prctl(2)):
 it is waited for like any other worker, and outlives this process. From then on it goes the way of one that was
@@ -62,6 +62,7 @@ def main(link: int) -> int:
         import_rest(config)
     except TrioserveError as error:
         explain(error)
+        _send(sock, {"is": "failed", "error": str(error)})
         return error.exit_code
     _flush()
     names = running_threads()
