@@ -136,7 +136,7 @@ class WorkerPool:
             return  # what was asked for before is seen to when it runs
         self._mark_surplus()
         self._start_missing()
-        excess = len(self.ready()) - self.wanted
+        excess = len(self.ready()) - self._count_on_trial() - self.wanted
         for worker in list(self.workers.values()):
             if worker.leaving and worker.state is _STARTING:
                 self._drain(worker)
@@ -146,10 +146,17 @@ class WorkerPool:
         if sum(worker.is_staying for worker in self.ready()) >= self.wanted:
             self._policy.none_missing()
         enough = len(self.ready()) >= self.wanted
-        self.generations.finish_rollout(enough, failing=self._policy.next_trial is not None)
+        self.generations.finish_rollout(enough, failing=self._policy.is_failing)
         if enough:
             self._was_ready.set()
         self.changed()
+
+    def _count_on_trial(self) -> int:
+        """Workers that may yet fail as others have: no substitute for those that have lasted."""
+        now = trio.current_time()
+        if not self._policy.is_on_trial(now):
+            return 0
+        return sum(worker.lived(now) < self._policy.limits.min_uptime for worker in self.ready())
 
     def _mark_surplus(self) -> None:
         staying = [worker for worker in self.workers.values() if worker.is_staying]
@@ -166,6 +173,7 @@ class WorkerPool:
         next_trial = None if self.generations.is_unproven else self._policy.next_trial
         if next_trial is not None and now < next_trial and self.ready():
             return  # where none serves any more, it is not waited for
+        on_trial = self._policy.is_on_trial(now) and not self.generations.is_unproven
         while True:
             staying = sum(worker.is_staying for worker in self.workers.values())
             missing = self.wanted - staying - len(self._postponed)
@@ -176,8 +184,8 @@ class WorkerPool:
             )
             lost = self.wanted - starting - len(self.ready()) - len(self._postponed)
             # Capacity that is lost comes back all at once; those that still serve are replaced one by one, and where
-            # starts keep failing one of them is to get ready first.
-            if starting and (lost <= 0 or next_trial is not None):
+            # starts keep failing one of them is to get ready first, and to last.
+            if (lost <= 0 and (starting or on_trial)) or (starting and next_trial is not None):
                 return
             if not self._start_worker():
                 return
@@ -273,6 +281,9 @@ class WorkerPool:
                 )
                 if was_failing:
                     self._log.warning("no longer degraded: workers can be started again")
+                if self._policy.is_on_trial(now):
+                    moment = now + self._policy.limits.min_uptime
+                    self._nursery.start_soon(self._reconcile_at, moment, name="end of a trial")
                 self.generations.note_ready(worker)
                 self.reconcile()
             case "tainted":

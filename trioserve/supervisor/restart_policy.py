@@ -14,7 +14,8 @@ A death is one of:
                                                                                         or degraded, if others serve
 
 What there are too many of is no reason to end workers that serve and have lasted: what is on disk now may be broken
-(half a deployment), they are not. They stay, and another start is tried from time to time, until one gets ready.
+(half a deployment), they are not. They stay, and another start is tried from time to time, until one gets ready. That
+one is on trial until it has lasted, too: so long none of them goes for its sake.
 A worker that is younger than `min_uptime` is no such proof: it may be the next to fail.
 
 Not to be reported: the end of a process that nobody would start again, as the trial worker of a reload whose new
@@ -250,6 +251,20 @@ class RestartPolicy:
         """While starts keep failing beside workers that serve: when the next one is worth a try; None otherwise."""
         return self._next_trial
 
+    def is_on_trial(self, now: float) -> bool:
+        """After too many fast failures one has become ready again, and has to last before others go for its sake."""
+        self._forget(now)
+        return self._is_streak_long and self._on_trial_since is not None
+
+    @property
+    def is_failing(self) -> bool:
+        """After too many fast failures none has become ready, or none that has not failed as well."""
+        return self._next_trial is not None or (self._is_streak_long and self._on_trial_since is None)
+
+    @property
+    def _is_streak_long(self) -> bool:
+        return self._streak >= self.limits.intensity
+
     def worker_exited(self, now: float, ended: WorkerExit, serving: float = 0.0) -> Decision:
         """A worker has ended: how its successor is to be started, or that there is to be none at all.
 
@@ -420,7 +435,7 @@ class RestartPolicy:
             del self._replaced[signature]
         # The back-off starts anew when a worker that became ready after the last failure has lasted. A sibling that
         # was in service all the while proves nothing; nor does time, which slow boots would outlast.
-        if self._on_trial_since is not None and now - self._on_trial_since >= limits.min_uptime:
+        if self._on_trial_since is not None and now >= self._on_trial_since + limits.min_uptime:
             self._streak = 0
             self._on_trial_since = None
 
