@@ -570,6 +570,24 @@ async def test_the_first_signal_after_an_upgrade_cuts_nothing() -> None:
     assert "cancelling what still runs" not in server.stderr.text
 
 
+async def test_who_has_yet_to_take_over_is_not_upgraded(tmp_path: Path) -> None:
+    """Its predecessor would wait for it in vain, and there would be two servers."""
+    may_start = tmp_path / "may-start"
+    may_start.touch()
+    app = "tests.e2e.dying:waits_to_start"
+    async with supervised(workers=1, app=app, env={"MAY_START": str(may_start)}) as server:
+        may_start.unlink()
+        server.send_signal(signal.SIGUSR2)
+        successor = int((await server.stderr.wait_for(r"the new supervisor is pid (\d+)"))[1])
+        await server.stderr.wait_for(rf"\[{successor}\] .*started, generation 1")
+        os.kill(successor, signal.SIGUSR2)
+        await server.stderr.wait_for("SIGUSR2 ignored: an upgrade is under way")
+        may_start.touch()
+        await server.stderr.wait_for(r"draining 1 workers: replaced by pid")
+        os.kill(successor, signal.SIGTERM)
+        assert await server.wait() == 0
+
+
 async def test_who_has_handed_over_is_still_told_to_stop_by_ctl() -> None:
     async with supervised("--graceful-timeout", "60", workers=1) as server, held_request(server) as client:
         server.send_signal(signal.SIGUSR2)

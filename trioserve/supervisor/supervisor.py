@@ -343,7 +343,8 @@ class Supervisor:
 
     def upgrade(self, reason: str) -> None:
         """Start a new supervisor from the code that is installed now, and leave once it is ready."""
-        if self._upgrade is not None or self.pool.stopping:
+        # Who is yet to take over would leave a predecessor behind that waits for it in vain.
+        if self._upgrade is not None or self.predecessor is not None or self.pool.stopping:
             self.log.warning(
                 "%s ignored: %s", reason, "stopping" if self.pool.stopping else "an upgrade is under way"
             )
