@@ -160,7 +160,7 @@ async def test_examples_that_end_run_to_their_end(block, tmp_path):
 
 
 def test_there_are_examples_of_both_kinds():
-    assert [('0"]' in text) for text in python_blocks()] == [True, True, False, True, True, True]
+    assert [('0"]' in text) for text in python_blocks()] == [True, True, False, True, True, True, True]
 
 
 if __name__ == "__main__":

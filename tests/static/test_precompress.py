@@ -687,7 +687,7 @@ def test_zstd_of_either_making_is_used(monkeypatch):
         ([".", "--jobs", "0"], "'0' is not a whole number of at least 1"),
         ([".", "--min-size", "-1"], "'-1' is not a whole number"),
         ([".", "--min-size", "9" * 30], "is not a whole number"),
-        ([".", "--codings", "br,lzma"], "'lzma' is no coding; choose among br, zst and gz"),
+        ([".", "--codings", "br,lzma"], "'lzma' is no coding; choose among br, zst, gz and dcz"),
         ([".", "--codings", ""], "'' is no coding"),
         ([".", "--clean", "--force"], "not allowed with"),
         ([".", "--cle"], "unknown flag --cle"),

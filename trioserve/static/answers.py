@@ -28,6 +28,7 @@ Fields = list[tuple[bytes, bytes]]
 
 NOSNIFF = (b"x-content-type-options", b"nosniff")
 VARY = (b"vary", b"accept-encoding")
+VARY_DICTIONARY = (b"vary", b"accept-encoding, available-dictionary")
 ALLOW = (b"allow", b"GET, HEAD, OPTIONS")
 
 # RFC 9110 section 15.4.5: what a 304 repeats of the 200 that it stands for. Date is the server's.

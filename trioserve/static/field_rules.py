@@ -44,6 +44,8 @@ class FieldRules:
             rules = (("*", rules),)
         self._cache_rules = [(_matcher(pattern), value.encode("ascii")) for pattern, value in rules or ()]
         self._max_age = b"max-age=%d" % options.max_age
+        dictionaries = options.use_as_dictionary or ()
+        self._dictionaries = [(_matcher(pattern), value) for pattern, value in dictionaries]
         self._headers = options.headers
 
     def content_type(self, relative: bytes) -> bytes:
@@ -63,11 +65,16 @@ class FieldRules:
         return self._max_age
 
     def others(self, relative: bytes) -> Sequence[tuple[bytes, bytes]]:
-        """Content-Disposition where it is asked for, and the operator's own fields."""
+        """Content-Disposition and Use-As-Dictionary where they are asked for, and the operator's own fields."""
         path = _text(relative)
+        fields = list(self._headers)
+        for matches, value in self._dictionaries:
+            if matches(path):
+                fields.insert(0, (b"use-as-dictionary", value))
+                break
         if any(matches(path) for matches in self._download):
-            return [(b"content-disposition", attachment(relative.rpartition(b"/")[2])), *self._headers]
-        return self._headers
+            fields.insert(0, (b"content-disposition", attachment(relative.rpartition(b"/")[2])))
+        return fields
 
 
 def _text(relative: bytes) -> str:
@@ -82,7 +89,12 @@ def _matcher(pattern: str) -> Callable[[str], bool]:
 
 
 def is_hashed(name: str) -> bool:
-    """Whether a build tool has put a hash of the contents into this name.
+    """Whether a build tool has put a hash of the contents into this name."""
+    return without_hash(name) is not None
+
+
+def without_hash(name: str) -> str | None:
+    """The name, with a `*` for the hash of the contents that a build tool has put into it; None if there is none.
 
     A guess that must not be wrong: who takes a date or a word for a hash has browsers keep an old file for a year. A
     hash has letters and digits, and changes between digits, capitals and small letters about as often as chance does.
@@ -92,8 +104,9 @@ def is_hashed(name: str) -> bool:
     for place, part in enumerate(parts[-3:-1], max(len(parts) - 3, 0)):
         before, _, last = part.replace("_", "-").rpartition("-")
         if (place or before) and _is_hash(last):
-            return True
-    return False
+            parts[place] = part.removesuffix(last) + "*"
+            return ".".join(parts)
+    return None
 
 
 def _is_hash(text: str) -> bool:

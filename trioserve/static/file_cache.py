@@ -19,7 +19,7 @@ from weakref import WeakSet
 
 from trioserve.static.confine import NeedsThread, RootClosed
 from trioserve.static.threads import in_thread
-from trioserve.static.variants import Absent, Entry, Looker
+from trioserve.static.variants import Absent, Entry, Looker, Place
 
 # Seconds for which it is remembered that there is nothing, or a directory; a scan for what is not there finds its way
 # to the disk no more often.
@@ -57,8 +57,8 @@ class FileCache:
         self._looker = looker
         self.clock = clock
         self.shortcuts: dict[str, dict[bytes, Entry]] = {}
-        self._entries: dict[bytes, Entry] = {}
-        self._absent: dict[bytes, tuple[Absent, float]] = {}
+        self._entries: dict[Place, Entry] = {}
+        self._absent: dict[Place, tuple[Absent, float]] = {}
         self._most = options.cache_files
         self._most_bytes = options.cache_bytes
         self._revalidate = options.revalidate
@@ -77,7 +77,7 @@ class FileCache:
     def __len__(self) -> int:
         return len(self._entries)
 
-    async def find(self, relative: bytes) -> Entry | Absent:
+    async def find(self, relative: Place) -> Entry | Absent:
         """What lies at a path, no older than `revalidate`.
 
         Raises:
@@ -105,7 +105,7 @@ class FileCache:
                 return self._note(relative, found)
             # It was evicted meanwhile, and its files are closed.
 
-    async def _look(self, relative: bytes, known: Entry | None, now: float) -> Entry | Absent:
+    async def _look(self, relative: Place, known: Entry | None, now: float) -> Entry | Absent:
         try:
             return await self._look_once(relative, known, now)
         except OSError as error:
@@ -120,7 +120,7 @@ class FileCache:
                 raise
             raise OutOfDescriptors(str(error)) from error
 
-    async def _look_once(self, relative: bytes, known: Entry | None, now: float) -> Entry | Absent:
+    async def _look_once(self, relative: Place, known: Entry | None, now: float) -> Entry | Absent:
         try:
             return self._looker.look(relative, known, nonblocking=True)
         except NeedsThread:
@@ -135,7 +135,7 @@ class FileCache:
             ),
         )
 
-    def _note(self, relative: bytes, found: Entry | Absent) -> Entry | Absent:
+    def _note(self, relative: Place, found: Entry | Absent) -> Entry | Absent:
         """Put what was found in its place."""
         now = self.clock()
         current = self._entries.get(relative)
@@ -161,7 +161,7 @@ class FileCache:
         found.valid_until = float("inf") if forever else now + self._revalidate
         return found
 
-    def _note_absent(self, relative: bytes, absent: Absent, now: float) -> None:
+    def _note_absent(self, relative: Place, absent: Absent, now: float) -> None:
         if len(self._absent) >= _MOST_ABSENT:
             # The oldest first; a dict keeps the order.
             del self._absent[next(iter(self._absent))]

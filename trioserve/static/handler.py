@@ -29,8 +29,9 @@ from urllib.parse import quote
 
 from trioserve.static import listing
 from trioserve.static.accept import media_quality
-from trioserve.static.answers import ALLOW, CONDITIONAL, VARY, Answer, error_answer, text_answer
+from trioserve.static.answers import ALLOW, CONDITIONAL, Answer, error_answer, text_answer
 from trioserve.static.confine import ConfinedRoot, NotServed, RootClosed
+from trioserve.static.dictionaries import available_dictionary, may_reveal
 from trioserve.static.field_rules import FieldRules
 from trioserve.static.file_cache import FileCache, OutOfDescriptors
 from trioserve.static.mount_path import path_below
@@ -39,7 +40,7 @@ from trioserve.static.request_fields import pick_fields
 from trioserve.static.request_path import PathRefused, RequestPath, parse_request_path
 from trioserve.static.sending import send_answer
 from trioserve.static.threads import in_thread
-from trioserve.static.variants import Absent, Entry, Looker
+from trioserve.static.variants import Absent, Entry, Looker, WithDictionary
 from trioserve.structure.context import Receive, Scope, Send
 
 _log = logging.getLogger("trioserve.static")
@@ -51,8 +52,14 @@ _RETRY = (b"retry-after", b"1")
 
 # What of a file's fields says nothing of the 404 whose body it is.
 _NOT_ON_404 = frozenset(
-    {b"etag", b"last-modified", b"accept-ranges", b"cache-control", b"content-disposition"}
-)
+    {
+        b"etag", b"last-modified", b"accept-ranges", b"cache-control", b"content-disposition",
+        b"use-as-dictionary",
+    }
+)  # fmt: skip
+
+# Without one of these a request gets the whole of a form that Accept-Encoding alone has chosen.
+_PARTICULAR = CONDITIONAL | {b"available-dictionary"}
 
 # What may follow the "?" of a Location as it came.
 _QUERY = re.compile(rb"[!-~]+")
@@ -176,9 +183,11 @@ class StaticFiles:
         entry.used = True
         # Most requests, without the calls that find out the same.
         form = entry.choices.get(fields.get(b"accept-encoding"))
-        if form is not None and method == "GET" and CONDITIONAL.isdisjoint(fields):
+        if form is not None and method == "GET" and _PARTICULAR.isdisjoint(fields):
             return form.whole
-        return entry.answer(method, fields)
+        if b"available-dictionary" in fields and entry.by_dictionary:
+            return None
+        return entry.answer(method, fields) if form is None else form.answer(method, fields)
 
     # -- one request -----------------------------------------------------------------------------------------
 
@@ -193,7 +202,7 @@ class StaticFiles:
                 return error_answer(403)
             if isinstance(found, Absent):
                 return await self._nothing(request)
-            return self._answer_with(found, request)
+            return await self._answer_with(found, request)
         except OutOfDescriptors as error:
             _log.warning("no descriptors left for files: %s", error)
             return error_answer(503, _RETRY)
@@ -203,12 +212,24 @@ class StaticFiles:
             _log.error("%s: the file system has failed: %s", self.directory, error)
             return error_answer(500)
 
-    def _answer_with(self, found: Entry | Answer, request: _Request) -> Answer:
+    async def _answer_with(self, found: Entry | Answer, request: _Request) -> Answer:
         if request.method == "OPTIONS":
             return Answer(204, [ALLOW, *self.options.headers])
         if request.method not in _READING:
             return error_answer(405, ALLOW)
-        return found.answer(request.method, request.fields) if isinstance(found, Entry) else found
+        return await self._answer_from(found, request) if isinstance(found, Entry) else found
+
+    async def _answer_from(self, entry: Entry, request: _Request) -> Answer:
+        """The answer to GET or HEAD: from a form made with the client's dictionary where that is there and wanted."""
+        fields = request.fields
+        given = fields.get(b"available-dictionary")
+        if given is not None and entry.by_dictionary and entry.yields_to_dcz(fields.get(b"accept-encoding")):
+            dictionary = available_dictionary(given)
+            if dictionary is not None and may_reveal(request.scope["headers"], dict(self.options.headers)):
+                assert isinstance(entry.relative, bytes)
+                found = await self._cache.find(WithDictionary(entry.relative, dictionary))
+                entry = found if isinstance(found, Entry) else entry
+        return entry.answer(request.method, fields)
 
     async def _look_up(self, request: _Request) -> Entry | Answer | Absent:
         """What is at the path: a file, or the answer to a request for a directory."""
@@ -311,7 +332,7 @@ class StaticFiles:
         if options.spa is not None and _wants_page(request):
             page = await self._cache.find(os.fsencode(options.spa))
             if isinstance(page, Entry):
-                answer = page.answer(request.method, request.fields)
+                answer = await self._answer_from(page, request)
                 return replace(answer, fields=[*answer.fields, _VARY_ACCEPT], checked=None)
         if options.fallthrough is not None:
             return None
@@ -322,7 +343,7 @@ class StaticFiles:
                 fields = [field for field in form.whole.fields if field[0] not in _NOT_ON_404]
                 return replace(form.whole, status=404, fields=fields + varies, checked=None)
             if isinstance(page, Entry):
-                varies.append(VARY)
+                varies.append(page.vary)
         return error_answer(404, *varies)
 
 

@@ -70,6 +70,15 @@ def read_resident(fd: int, offset: int, count: int) -> bytes | None:
     return bytes(buffer[:size]) if size < count else bytes(buffer)
 
 
+def read_start(fd: int, count: int, *, nonblocking: bool) -> bytes | None:
+    """The first bytes of a file; None where the disk would have to be waited for (`nonblocking`).
+
+    Raises:
+        OSError: the file cannot be read.
+    """
+    return read_resident(fd, 0, count) if nonblocking else os.pread(fd, count, 0)
+
+
 def read_whole(fd: int, stat: os.stat_result, *, nonblocking: bool) -> bytes | None:
     """The contents of a small file, as it is described by `stat`.
 
@@ -83,7 +92,7 @@ def read_whole(fd: int, stat: os.stat_result, *, nonblocking: bool) -> bytes | N
     if not size:
         return b""
     # One byte more than there should be, so that growth shows.
-    data = read_resident(fd, 0, size + 1) if nonblocking else os.pread(fd, size + 1, 0)
+    data = read_start(fd, size + 1, nonblocking=nonblocking)
     if data is None or len(data) != size:
         return None
     return data if stamp(os.fstat(fd)) == stamp(stat) else None

@@ -16,6 +16,7 @@ from urllib.parse import quote
 
 from trioserve.errors import ConfigError
 from trioserve.static.codings import SUFFIXES
+from trioserve.static.dictionaries import use_as_dictionary
 from trioserve.static.request_path import PathRefused, parse_request_path
 from trioserve.static.walk import SymlinkPolicy
 from trioserve.structure.context import ASGIApp
@@ -32,6 +33,7 @@ class StaticKeywords(TypedDict, total=False):
     not_found: str | None
     fallthrough: ASGIApp | None
     codings: Sequence[str] | str
+    use_as_dictionary: Sequence[tuple[str, str] | tuple[str, str, str]] | None
     symlinks: SymlinkPolicy
     dotfiles: bool
     forbidden: Literal[403, 404]
@@ -60,6 +62,9 @@ class StaticOptions:
         not_found: a page below the root that is the body of each 404. None: two words of text.
         fallthrough: an ASGI app that gets the requests for which nothing is here. None: they get 404.
         codings: which precompressed siblings are looked for, the preferred first.
+        use_as_dictionary: (pattern, URL pattern) or (pattern, URL pattern, id) rules, of which the first that matches a
+            file has browsers keep it, and offer it when they ask for such a URL; siblings that were made with it
+            (`.dcz`) are then sent. None: there are no such siblings. An empty list: dictionaries come from elsewhere.
         symlinks: which are followed: those that stay "beneath" the root, "never" any, or "follow" all of them.
         dotfiles: names that begin with a dot are served; `.well-known` is in any case.
         forbidden: the status for what may not be read. 404: who may not see a file need not know that it exists.
@@ -86,6 +91,7 @@ class StaticOptions:
     not_found: str | None = None
     fallthrough: ASGIApp | None = None
     codings: tuple[bytes, ...] = tuple(SUFFIXES)
+    use_as_dictionary: tuple[tuple[str, bytes], ...] | None = None
     symlinks: SymlinkPolicy = "beneath"
     dotfiles: bool = False
     forbidden: Literal[403, 404] = 404
@@ -207,6 +213,18 @@ def _codings(value: Any) -> tuple[bytes, ...]:
     return codings
 
 
+def _use_as_dictionary(value: Any) -> tuple[tuple[str, bytes], ...] | None:
+    if value is None:
+        return None
+    rules = () if isinstance(value, str) else tuple(value)
+    if isinstance(value, str) or not all(
+        isinstance(rule, tuple | list) and len(rule) in (2, 3) and isinstance(rule[0], str) and rule[0]
+        for rule in rules
+    ):
+        raise ValueError('expected pairs of pattern and URL pattern such as ("app.*.js", "/assets/app.*.js")')
+    return tuple((pattern, use_as_dictionary(*rest)) for pattern, *rest in rules)
+
+
 def _app(value: Any) -> Any:
     if value is not None and not callable(value):
         raise ValueError("expected an ASGI application")
@@ -216,6 +234,9 @@ def _app(value: Any) -> Any:
 # RFC 9110 section 5.5, without the obsolete bytes from 0x80 up: these values are ours to write.
 _VALUE = re.compile(r"[\x21-\x7e](?:[\t\x20-\x7e]*[\x21-\x7e])?")
 _TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
+
+# Fields that have an option.
+_OPTIONS = {"cache-control": "cache_control", "use-as-dictionary": "use_as_dictionary"}
 
 # What the handler says itself, and what is the server's to say.
 _OURS = frozenset(
@@ -260,8 +281,8 @@ def _headers(value: Any) -> tuple[tuple[bytes, bytes], ...]:
             raise ValueError(f"{name!r} cannot be the name of a header field")
         if name.lower() in _OURS:
             raise ValueError(f"{name} is set by the handler or by the server: leave it out")
-        if name.lower() == "cache-control":
-            raise ValueError("give Cache-Control as cache_control")
+        if name.lower() in _OPTIONS:
+            raise ValueError(f"give {name} as {_OPTIONS[name.lower()]}")
         settled.append((name.lower().encode("ascii"), _field_value(text).encode("ascii")))
     return tuple(settled)
 
@@ -289,6 +310,7 @@ _CHECKS: dict[str, Callable[[Any], Any]] = {
     "not_found": _page,
     "fallthrough": _app,
     "codings": _codings,
+    "use_as_dictionary": _use_as_dictionary,
     "symlinks": _choice(*get_args(SymlinkPolicy)),
     "dotfiles": _switch,
     "forbidden": _choice(403, 404),

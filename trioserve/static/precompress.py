@@ -11,7 +11,7 @@ and SIGTERM.
 from __future__ import annotations
 
 import argparse
-import fnmatch
+import itertools
 import os
 import queue
 import signal
@@ -20,7 +20,7 @@ import sys
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -28,13 +28,15 @@ from typing import Final, NoReturn
 
 from trioserve.errors import EXIT_OK, EXIT_SIGINT, EXIT_SIGTERM, ConfigError, UsageError
 from trioserve.observe.command_line import CommandParser, say
-from trioserve.static.codings import SUFFIXES
+from trioserve.static.codings import DCZ, SUFFIXES, coding_of
 from trioserve.static.confine import ConfinedRoot, NotServed
+from trioserve.static.old_files import COMMAND, OldFile, OldFiles, matcher
 from trioserve.static.progress import ProgressLine
-from trioserve.static.sibling_encoders import Coding, available_codings
+from trioserve.static.sibling_encoders import Coding, available_codings, make_dcz
 from trioserve.static.sibling_writer import (
     Outcome,
     Result,
+    Source,
     Task,
     Tree,
     reason_of,
@@ -45,7 +47,6 @@ from trioserve.static.text import name_as_text, size_as_text
 
 EXIT_FAILED = 1
 
-_COMMAND: Final = "trioserve precompress"
 
 #: With its head, a response of up to a kibibyte leaves in one packet as it is: smaller would not be sooner.
 MIN_SIZE: Final = 1024
@@ -58,6 +59,7 @@ _NAMES: Final[dict[str, bytes]] = {
     "zstd": b"zstd",
     "gz": b"gzip",
     "gzip": b"gzip",
+    "dcz": DCZ,
 }
 
 _NO_ZSTD: Final = "zstd needs Python 3.14, or the package zstandard (pip install trioserve[compression])"
@@ -74,24 +76,29 @@ def run_precompress(argv: Sequence[str]) -> int:
         SystemExit: after --help.
     """
     asked = build_precompress_parser().parse(argv)
+    if asked.clean and asked.dictionary:
+        raise UsageError(
+            "--clean removes dcz siblings whatever their dictionary: leave --dictionary out", COMMAND
+        )
     # To remove siblings takes their names only.
     codings = [] if asked.clean else _chosen_codings(asked)
-    root = _open_root(asked.directory)
-    tree = Tree(root, _exclusion(asked.exclude))
     report = _Report(quiet=asked.quiet)
     code = EXIT_OK
-    try:
-        with _sigterm_interrupts():
-            if asked.clean:
-                _clean(tree, asked.codings or list(SUFFIXES), report)
-            else:
-                _precompress(tree, codings, asked, report)
-    except KeyboardInterrupt as interrupt:
-        code = EXIT_SIGTERM if isinstance(interrupt, _Terminated) else EXIT_SIGINT
-        report.remark("stopped; what had been finished stays")
-    finally:
-        root.close()
-        report.end()
+    with ExitStack() as stack:
+        root = stack.enter_context(closing(_open_root(asked.directory)))
+        tree = Tree(root, matcher(asked.exclude))
+        try:
+            with _sigterm_interrupts():
+                if asked.clean:
+                    _clean(tree, asked.codings or [*SUFFIXES, DCZ], report)
+                else:
+                    old_files = [stack.enter_context(closing(OldFiles(text))) for text in asked.dictionary]
+                    _precompress(tree, codings, old_files, asked, report)
+        except KeyboardInterrupt as interrupt:
+            code = EXIT_SIGTERM if isinstance(interrupt, _Terminated) else EXIT_SIGINT
+            report.remark("stopped; what had been finished stays")
+        finally:
+            report.end()
     report.summarise(asked)
     return code or (EXIT_FAILED if report.failed else EXIT_OK)
 
@@ -125,12 +132,18 @@ The server sends the one that a client prefers among those it accepts, and ignor
 source: copy the tree with its times (cp -a, rsync -a, tar). Run it again after each build; only what has changed is
 compressed. A file of such a name that you have made yourself is taken for a sibling, here and by the server.
 
+With --dictionary it makes app.js.<hash>.dcz as well: app.js for who has an old file, in a tenth of the bytes or less
+if they are alike (RFC 9842). StaticFiles sends it with use_as_dictionary; see README. Of a directory it takes the file
+of the same path, or the last one whose name differs only in the hash that the build has put into it.
+
 Left alone: types that are compressed already, dot files, what is under --min-size, directories behind links. A sibling
-that would not save 5 % is not written, and removed if it is there.
+that would not save 5 % is not written, and removed if it is there; .dcz by comparison with the smallest of the others.
 
 examples:
   trioserve precompress dist
   trioserve precompress dist --codings br,gz --exclude '*.map' --exclude drafts
+  trioserve precompress dist --dictionary ../releases/41 --dictionary ../releases/42
+  trioserve precompress dist --dictionary 'words.dat=*.html'
   trioserve precompress dist --clean
 
 Exit codes: 0 done, {EXIT_FAILED} some could not be written, 2 usage.
@@ -140,7 +153,7 @@ Exit codes: 0 done, {EXIT_FAILED} some could not be written, 2 usage.
 def build_precompress_parser() -> CommandParser:
     """The parser of `trioserve precompress`."""
     parser = CommandParser(
-        prog=_COMMAND,
+        prog=COMMAND,
         description="Write compressed siblings of the files below a directory, for the server to send.",
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -152,7 +165,15 @@ def build_precompress_parser() -> CommandParser:
         "--codings",
         metavar="LIST",
         type=_codings,
-        help="which siblings, of br, zst and gz, separated by commas; all of them by default",
+        help="which siblings, of br, zst, gz and, with --dictionary, dcz, separated by commas; all of them by default",
+    )
+    parser.add_argument(
+        "--dictionary",
+        metavar="OLD",
+        action="append",
+        default=[],
+        help="what clients may have: the directory of an earlier release, a file, or FILE=PATTERN to name the files "
+        "that it is the dictionary of (repeatable)",
     )
     parser.add_argument(
         "--min-size",
@@ -196,7 +217,7 @@ def _codings(text: str) -> list[bytes]:
     words = [word.strip().lower().removeprefix(".") for word in text.split(",")]
     for word in words:
         if word not in _NAMES:
-            raise argparse.ArgumentTypeError(f"{word!r} is no coding; choose among br, zst and gz")
+            raise argparse.ArgumentTypeError(f"{word!r} is no coding; choose among br, zst, gz and dcz")
     return [_NAMES[word] for word in words]
 
 
@@ -209,9 +230,15 @@ def _processors() -> int:
 def _chosen_codings(asked: argparse.Namespace) -> list[Coding]:
     available = available_codings()
     named: list[bytes] | None = asked.codings
-    if any(name not in available for name in named or SUFFIXES):
+    if named and DCZ in named and not asked.dictionary:
+        raise UsageError("--codings: dcz needs a dictionary: --dictionary OLD", COMMAND)
+    if asked.dictionary and named and DCZ not in named:
+        raise UsageError("--dictionary is for dcz, and --codings has none", COMMAND)
+    if asked.dictionary and b"zstd" not in available:
+        raise UsageError(f"--dictionary: {_NO_ZSTD}", COMMAND)
+    if any(name not in available for name in named or SUFFIXES if name != DCZ):
         if named:
-            raise UsageError(f"--codings: {_NO_ZSTD}", _COMMAND)
+            raise UsageError(f"--codings: {_NO_ZSTD}", COMMAND)
         if not asked.quiet:
             print(f"no .zst siblings are written: {_NO_ZSTD}", file=sys.stderr)
     return [available[name] for name in SUFFIXES if name in available and name in (named or SUFFIXES)]
@@ -221,48 +248,64 @@ def _open_root(directory: str) -> ConfinedRoot:
     path = Path(directory)
     advice = "give the directory whose files are served"
     if not directory or not path.exists():
-        raise UsageError(f"there is no directory {name_as_text(directory)!r}; {advice}", _COMMAND)
+        raise UsageError(f"there is no directory {name_as_text(directory)!r}; {advice}", COMMAND)
     if not path.is_dir():
-        raise UsageError(f"{name_as_text(directory)!r} is not a directory; {advice}", _COMMAND)
+        raise UsageError(f"{name_as_text(directory)!r} is not a directory; {advice}", COMMAND)
     try:
         return ConfinedRoot(directory)
     except ConfigError as error:
-        raise UsageError(str(error), _COMMAND) from None
-
-
-def _exclusion(patterns: Sequence[str]) -> Callable[[bytes], bool]:
-    # As in .gitignore: a slash, other than at the end, makes it a path.
-    bare = [(pattern.strip("/"), "/" in pattern.rstrip("/")) for pattern in patterns]
-    names = [os.fsencode(pattern) for pattern, is_path in bare if not is_path]
-    paths = [os.fsencode(pattern) for pattern, is_path in bare if is_path]
-
-    def is_excluded(path: bytes) -> bool:
-        name = path.rpartition(b"/")[2]
-        return any(fnmatch.fnmatchcase(name, pattern) for pattern in names) or any(
-            fnmatch.fnmatchcase(path, pattern) for pattern in paths
-        )
-
-    return is_excluded
+        raise UsageError(str(error), COMMAND) from None
 
 
 # -- compressing ---------------------------------------------------------------------------------------------
 
 
-def _precompress(tree: Tree, codings: Sequence[Coding], asked: argparse.Namespace, report: _Report) -> None:
-    tasks = []
+def _precompress(
+    tree: Tree,
+    codings: Sequence[Coding],
+    old_files: Sequence[OldFiles],
+    asked: argparse.Namespace,
+    report: _Report,
+) -> None:
+    tasks: list[Task] = []
+    later: list[Task] = []
     for source in tree.sources():
-        if source.size < asked.min_size:
-            continue
-        for coding in codings:
-            if source.has_current(coding.name) and not asked.force:
-                report.tally(coding.name).current += 1
-            else:
-                tasks.append(Task(source, coding))
-    for path, reason in tree.problems:
+        if source.size >= asked.min_size:
+            tasks += _due(source, codings, asked, report)
+            later += _due(source, _dcz_codings(tree, source, old_files, report), asked, report)
+    for path, reason in itertools.chain(tree.problems, *(each.problems for each in old_files)):
         report.problem(path, reason)
-    # What takes longest goes first, or in the end all would wait for it.
-    tasks.sort(key=lambda task: task.weight, reverse=True)
-    _Crew(tree.root, tasks, asked.jobs).run(report)
+    for each in old_files:
+        if not each.found:
+            report.remark(f"--dictionary {name_as_text(each.text)}: nothing here is a later state of it")
+    # Whether a sibling that needs a dictionary is worth it is seen by the others.
+    if _Crew(tree.root, tasks, asked.jobs).run(report):
+        _Crew(tree.root, later, asked.jobs).run(report)
+
+
+def _due(
+    source: Source, codings: Sequence[Coding], asked: argparse.Namespace, report: _Report
+) -> Iterator[Task]:
+    for coding in codings:
+        if source.has_current(coding.suffix) and not asked.force:
+            report.tally(coding.name).current += 1
+        else:
+            yield Task(source, coding)
+
+
+def _dcz_codings(tree: Tree, source: Source, old_files: Sequence[OldFiles], report: _Report) -> list[Coding]:
+    found: dict[bytes, OldFile] = {}
+    for each in old_files:
+        try:
+            old = each.find(tree.root, source)
+        except NotServed as problem:
+            report.problem(source.path, f"no dictionary: {problem.reason}")
+        except OSError as problem:
+            report.problem(source.path, f"no dictionary: {reason_of(problem)}")
+        else:
+            if old is not None:
+                found[old.digest] = old  # several releases may have the same
+    return [make_dcz(old.digest, old.read) for old in found.values()]
 
 
 class _Crew:
@@ -272,7 +315,8 @@ class _Crew:
         self._root = root
         self._total = len(tasks)
         self._weight = sum(task.weight for task in tasks)
-        self._waiting = deque(tasks)
+        # What takes longest goes first, or in the end all would wait for it.
+        self._waiting = deque(sorted(tasks, key=lambda task: task.weight, reverse=True))
         self._results: queue.SimpleQueue[tuple[Task, Result]] = queue.SimpleQueue()
         self._running: dict[int, Task] = {}
         self._stopped = threading.Event()
@@ -281,8 +325,8 @@ class _Crew:
             for number in range(min(jobs, len(tasks)))
         ]
 
-    def run(self, report: _Report) -> None:
-        """Until all is done, the disk fails, or Ctrl-C."""
+    def run(self, report: _Report) -> bool:
+        """Until all is done, the disk fails, or Ctrl-C; returns whether the disk has not failed."""
         finished = weight = 0
         try:
             for thread in self._threads:
@@ -299,7 +343,8 @@ class _Crew:
                 report.note(task, result)
                 if result.outcome is Outcome.DISK_FAILED:
                     report.remark("stopped: the others would fail in the same way")
-                    break
+                    return False
+            return True
         finally:
             self._stop()
             while not self._results.empty():
@@ -336,10 +381,9 @@ class _Crew:
 def _clean(tree: Tree, codings: Sequence[bytes], report: _Report) -> None:
     """Remove the siblings of files that would get some, whatever their size is now."""
     for source in tree.sources():
-        for coding in codings:
-            found = source.siblings.get(coding)
-            if found is not None and stat.S_ISREG(found.st_mode):
-                _remove(tree, source.path + SUFFIXES[coding], found.st_size, report)
+        for suffix, found in source.siblings.items():
+            if coding_of(suffix) in codings and stat.S_ISREG(found.st_mode):
+                _remove(tree, source.path + suffix, found.st_size, report)
     for path in tree.leftovers:
         _remove(tree, path, 0, report)
     for path, reason in tree.problems:
@@ -435,8 +479,8 @@ class _Report:
         if self._quiet:
             return
         rows = [
-            f"{SUFFIXES[coding].decode():<5} {text}"
-            for coding in SUFFIXES
+            f"{suffix.decode():<5} {text}"
+            for coding, suffix in [*SUFFIXES.items(), (DCZ, b".dcz")]
             if coding in self._tallies and (text := self._tallies[coding].in_words())
         ]
         if asked.clean:

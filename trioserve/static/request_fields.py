@@ -12,6 +12,7 @@ PICKED = frozenset(
     {
         b"accept",
         b"accept-encoding",
+        b"available-dictionary",
         b"if-match",
         b"if-modified-since",
         b"if-none-match",

@@ -15,7 +15,7 @@ from typing import Any, Final, NamedTuple
 import brotli  # type: ignore[import-untyped]  # has no stubs
 
 from trioserve.asgi.zstd import find_zstd
-from trioserve.static.codings import SUFFIXES
+from trioserve.static.codings import DCZ, SUFFIXES, dcz_head, dcz_suffix
 
 # 22 levels of effort, of which those above 19 use windows beyond the 8 MiB that RFC 9659 has clients accept.
 _ZSTD_LEVEL: Final = 19
@@ -28,12 +28,17 @@ _GZIP_WINDOW: Final = 16 + zlib.MAX_WBITS
 _SMALLEST_BROTLI_WINDOW: Final = 16
 _LARGEST_BROTLI_WINDOW: Final = 24
 
+# RFC 9842 section 5: a window of 8 MiB, or of 5/4 of the dictionary, but not of more than 128 MiB.
+_DCZ_WINDOW: Final = 8 << 20
+_LARGEST_DCZ_WINDOW: Final = 128 << 20
+
 
 class Encoder(NamedTuple):
-    """One stream: what takes its parts, and what ends it; both return bytes to be written."""
+    """One stream: what takes its parts, and what ends it; both return bytes to be written, behind `head`."""
 
     feed: Callable[[bytes], bytes]
     finish: Callable[[], bytes]
+    head: bytes = b""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,15 +49,17 @@ class Coding:
         name: as in Content-Encoding.
         begin: makes the encoder for a source of so many bytes; they must be as many.
         cost: time it takes for a byte, relative to gzip; for the progress bar and to begin with what takes longest.
+        dictionary: SHA-256 of the one that is needed.
     """
 
     name: bytes
     begin: Callable[[int], Encoder]
     cost: int
+    dictionary: bytes | None = None
 
     @property
     def suffix(self) -> bytes:
-        return SUFFIXES[self.name]
+        return SUFFIXES[self.name] if self.dictionary is None else dcz_suffix(self.dictionary)
 
 
 def _begin_brotli(size: int) -> Encoder:
@@ -78,6 +85,49 @@ def _begin_zstd(module: Any) -> Callable[[int], Encoder]:
         return Encoder(encoder.compress, encoder.flush)
 
     return begin
+
+
+def dcz_window(dictionary: int, source: int) -> int:
+    """The window for a source and a dictionary of so many bytes, as a power of two.
+
+    The dictionary is within reach for as long as the window reaches back to the start of the source: it is just large
+    enough for that where clients need not refuse it. The frame then says the size of the source in its place.
+    """
+    most = min(max(_DCZ_WINDOW, dictionary * 5 // 4), _LARGEST_DCZ_WINDOW)
+    return max((source - 1).bit_length(), 10) if source <= most else most.bit_length() - 1
+
+
+def make_dcz(digest: bytes, read: Callable[[], bytes]) -> Coding:
+    """The coding with one dictionary.
+
+    Args:
+        digest: its SHA-256.
+        read: returns the dictionary, in the thread that needs it.
+    """
+
+    def begin(size: int) -> Encoder:
+        dictionary = read()
+        encoder = _dcz_encoder(find_zstd(), dictionary, size)
+        return Encoder(encoder.compress, encoder.flush, dcz_head(digest))
+
+    return Coding(DCZ, begin, 20, digest)
+
+
+def _dcz_encoder(module: Any, dictionary: bytes, size: int) -> Any:
+    window = dcz_window(len(dictionary), size)
+    if hasattr(module, "ZstdCompressionDict"):  # the package
+        options = module.ZstdCompressionParameters.from_level(
+            _ZSTD_LEVEL, source_size=size, dict_size=len(dictionary), window_log=window
+        )
+        known = module.ZstdCompressionDict(dictionary, dict_type=module.DICT_TYPE_RAWCONTENT)
+        return module.ZstdCompressor(dict_data=known, compression_params=options).compressobj(size=size)
+    kinds = module.CompressionParameter
+    encoder = module.ZstdCompressor(
+        options={kinds.compression_level: _ZSTD_LEVEL, kinds.window_log: window},
+        zstd_dict=module.ZstdDict(dictionary, is_raw=True).as_prefix,
+    )
+    encoder.set_pledged_input_size(size)
+    return encoder
 
 
 def available_codings() -> dict[bytes, Coding]:

@@ -24,7 +24,7 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from trioserve.asgi.media_types import content_type, is_compressible
-from trioserve.static.codings import SUFFIXES
+from trioserve.static.codings import SUFFIXES, source_of
 from trioserve.static.confine import ConfinedRoot, NotServed, Opened
 from trioserve.static.sibling_encoders import Coding
 
@@ -58,7 +58,7 @@ class Source:
 
     Attributes:
         directory: below the root, b"" for the root itself.
-        siblings: coding -> the stat of what has the sibling's name, links not followed.
+        siblings: suffix -> the stat of what has the sibling's name, links not followed.
     """
 
     directory: bytes
@@ -71,18 +71,18 @@ class Source:
     def path(self) -> bytes:
         return _join(self.directory, self.name)
 
-    def has_current(self, coding: bytes) -> bool:
-        """Whether its sibling was made of what the source is now.
+    def has_current(self, suffix: bytes) -> bool:
+        """Whether its sibling was made of what the source is now."""
+        sibling = self.siblings.get(suffix)
+        return sibling is not None and _is_current(sibling, self.mtime_ns)
 
-        The times must be equal: one that is newer may well belong to a source that was put back to an older state.
-        """
-        sibling = self.siblings.get(coding)
-        return (
-            sibling is not None
-            and stat.S_ISREG(sibling.st_mode)
-            and sibling.st_size > 0
-            and sibling.st_mtime_ns == self.mtime_ns
-        )
+
+def _is_current(sibling: os.stat_result, mtime_ns: int) -> bool:
+    """Whether it was made of a source of this time.
+
+    The times must be equal: one that is newer may well belong to a source that was put back to an older state.
+    """
+    return stat.S_ISREG(sibling.st_mode) and sibling.st_size > 0 and sibling.st_mtime_ns == mtime_ns
 
 
 @dataclass(slots=True)
@@ -123,6 +123,10 @@ class Tree:
     def _look_into(self, directory: bytes, opened: Opened, pending: list[bytes]) -> Iterator[Source]:
         with os.scandir(opened.fd) as items:
             found = {os.fsencode(item.name): item for item in items}
+        siblings: dict[bytes, list[bytes]] = {}
+        for name in found:
+            if (of := source_of(name)) in found:
+                siblings.setdefault(of, []).append(name)
         for name in sorted(found):
             path = _join(directory, name)
             if LEFTOVER.fullmatch(name):
@@ -133,12 +137,11 @@ class Tree:
             elif found[name].is_dir(follow_symlinks=False):
                 pending.append(path)
             elif is_compressible(content_type(name)) and (looked := self._look_at(path, found[name])):
-                siblings = {
-                    coding: found[name + suffix].stat(follow_symlinks=False)
-                    for coding, suffix in SUFFIXES.items()
-                    if name + suffix in found
+                stats = {
+                    sibling.removeprefix(name): found[sibling].stat(follow_symlinks=False)
+                    for sibling in sorted(siblings.get(name, ()))
                 }
-                yield Source(directory, name, looked.st_size, looked.st_mtime_ns, siblings)
+                yield Source(directory, name, looked.st_size, looked.st_mtime_ns, stats)
 
     def _look_at(self, path: bytes, item: os.DirEntry[str]) -> os.stat_result | None:
         """What the server would serve at this path, if it is a regular file."""
@@ -165,7 +168,8 @@ class Outcome(enum.Enum):
     """What came of one sibling."""
 
     WRITTEN = "written"
-    #: It would not have been smaller by a twentieth; an earlier one has been removed.
+    #: It would not have been smaller by a twentieth, than the source or than the siblings that need no dictionary; an
+    #: earlier one has been removed.
     NOT_SMALLER = "not smaller"
     FAILED = "failed"
     #: It failed, and so would all others.
@@ -260,7 +264,8 @@ def _write_in(directory: int, root: ConfinedRoot, task: Task, stopped: threading
         target = os.open(temporary, flags, 0o600, dir_fd=directory)
         try:
             try:
-                size = _compress(source.fd, before.st_size, target, task, stopped)
+                largest = int(_otherwise(directory, task, before) * _LARGEST_SHARE)
+                size = _compress(source.fd, before.st_size, target, task, stopped, largest)
                 _finish(target, before)
             finally:
                 os.close(target)
@@ -288,10 +293,28 @@ def _settled_stat(fd: int) -> os.stat_result:
     return found
 
 
-def _compress(source: int, size: int, target: int, task: Task, stopped: threading.Event) -> int:
-    """Write the compressed source; returns the number of bytes."""
-    encoder, largest = task.coding.begin(size), int(size * _LARGEST_SHARE)
-    written = offset = 0
+def _otherwise(directory: int, task: Task, source: os.stat_result) -> int:
+    """How many bytes a client gets that is not sent this sibling.
+
+    Who knows a coding that needs a dictionary knows all those that need none.
+    """
+    sizes = [source.st_size]
+    if task.coding.dictionary is not None:
+        for suffix in SUFFIXES.values():
+            try:
+                other = os.stat(task.source.name + suffix, dir_fd=directory, follow_symlinks=False)
+            except FileNotFoundError:
+                continue
+            if _is_current(other, source.st_mtime_ns):
+                sizes.append(other.st_size)
+    return min(sizes)
+
+
+def _compress(source: int, size: int, target: int, task: Task, stopped: threading.Event, largest: int) -> int:
+    """Write the compressed source, of which `size` bytes are there; returns the number of bytes."""
+    encoder = task.coding.begin(size)
+    written = _write(target, encoder.head)
+    offset = 0
     while offset < size:
         if stopped.is_set():
             raise _Stopped
