@@ -55,6 +55,7 @@ _NOT_MEASURED = frozenset(
         "test_chat.py",
         "test_cold_files.py",
         "test_curl.py",
+        "test_dictionaries_browser.py",
         "test_docs_site.py",
         "test_downloads.py",
         "test_examples.py",

@@ -6,6 +6,8 @@ that is explained must occur where it is declared, so that no explanation outliv
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import json
 import sys
 import time
@@ -16,6 +18,7 @@ from pathlib import Path
 import pytest
 
 from trioserve import StaticFiles
+from trioserve.static.codings import dcz_head, dcz_suffix
 from trioserve.static.precompress import run_precompress
 from trioserve.testing import Response, serving
 
@@ -92,6 +95,8 @@ class Probe:
 FILES = ("/app.js", "/app-3f9a2b7c.js", "/style.css", "/plain.txt", "/large.bin", "/empty.txt", "/logo.svg",
          "/logo.png", "/data.json", "/caf%C3%A9.pdf")  # fmt: skip
 CODINGS = ("gzip", "br", "zstd")
+# What says which form is meant.
+CHOOSING = ("accept", "accept-encoding", "available-dictionary")
 THREE = "bytes=0-9,500-509,-10"
 
 PROBES = (
@@ -154,8 +159,8 @@ async def ask(probe: Probe, app: StaticFiles) -> tuple[list[tuple[str, str]], Re
     fields = [("user-agent", "tests"), *probe.fields.items()]
     async with serving(app) as server, server.connect() as client:
         if any("{" in value for _, value in fields):
-            # With all that says which form is meant, and without the conditions.
-            chosen = [(name, value) for name, value in fields if name in ("accept-encoding", "accept")]
+            # Without the conditions.
+            chosen = [(name, value) for name, value in fields if name in CHOOSING]
             whole = await client.get(probe.target, chosen)
             words = {"etag": whole.header("etag") or "", "date": whole.header("last-modified") or ""}
             fields = [(name, value.format_map(words)) for name, value in fields]
@@ -187,6 +192,21 @@ async def test_httplint_finds_nothing_in_a_file_that_was_written_just_now(site, 
     probe = Probe("/new.txt", 200, NONE)
     sent, response = await ask(probe, StaticFiles(tmp_path))
     assert (response.header("etag") or "").startswith("W/")
+    assert lint(probe, sent, response) == {}
+
+
+@pytest.mark.parametrize("asked", [{}, {"if-none-match": "{etag}"}], ids=str)
+async def test_httplint_finds_nothing_in_what_needs_a_dictionary(asked, tmp_path):
+    digest = hashlib.sha256(b"an earlier release").digest()
+    put(tmp_path / "app.js", SCRIPT)
+    sibling = tmp_path / f"app.js{dcz_suffix(digest).decode()}"
+    put(sibling, dcz_head(digest) + as_zstd(SCRIPT))
+    offered = {"accept-encoding": "dcz", "available-dictionary": f":{base64.b64encode(digest).decode()}:"}
+    probe = Probe("/app.js", 304 if asked else 200, NONE, asked | offered)
+    app = StaticFiles(tmp_path, use_as_dictionary=[("app*.js", "/app*.js", "app")])
+    sent, response = await ask(probe, app)
+    assert response.status == probe.status
+    assert response.body == (b"" if asked else sibling.read_bytes())
     assert lint(probe, sent, response) == {}
 
 

@@ -198,7 +198,12 @@ async def test_where_nothing_else_is_looked_for(coded: Path) -> None:
 
 async def test_a_sibling_by_its_own_name_is_a_file(coded: Path) -> None:
     app = make(coded)
-    response = await ask(app, f"/app.js.{FIRST[:8].hex()}.dcz", headers=[BROWSER, offer(FIRST)])
+    name = f"app.js.{FIRST[:8].hex()}.dcz"
+    # It has none itself.
+    put(coded / f"{name}.br", b"in brotli")
+    put(coded / "app.js.br.gz", b"in gzip")
+    assert (await ask(app, "/app.js.br", headers=[BROWSER])).body == b"brotli"
+    response = await ask(app, f"/{name}", headers=[BROWSER, offer(FIRST)])
     assert response.body == dcz_head(FIRST) + b"since first"
     assert response.header("content-encoding") is None
     assert response.header("content-type") == "application/octet-stream"

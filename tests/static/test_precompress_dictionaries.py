@@ -166,14 +166,17 @@ def test_the_frame_asks_for_no_larger_window(dictionary: int, source: int) -> No
     assert len(data) < source / 100
 
 
-def test_the_standard_librarys_zstd_does_as_well(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("size", "level"), [(3, 19), (MIB, 19), (MIB + 1, 12)])
+def test_the_standard_librarys_zstd_does_as_well(
+    size: int, level: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     class Kinds:
         compression_level, window_log = "level", "window"
 
     class Dictionary:
         def __init__(self, content: bytes, *, is_raw: bool) -> None:
             assert is_raw
-            self.as_prefix = (content, "prefix")
+            self.as_prefix = (len(content), "prefix")
 
     class Stdlib:
         """As `compression.zstd`."""
@@ -193,8 +196,8 @@ def test_the_standard_librarys_zstd_does_as_well(monkeypatch: pytest.MonkeyPatch
         ZstdCompressor, ZstdDict, CompressionParameter = Stdlib, Dictionary, Kinds
 
     monkeypatch.setattr(sibling_encoders, "find_zstd", lambda: Module)
-    made = make_dcz(FIRST[:32], lambda: b"old").begin(5000).feed(b"x")
-    assert made == repr(({"level": 19, "window": 13}, (b"old", "prefix"), 5000)).encode()
+    made = make_dcz(FIRST[:32], lambda: bytes(size)).begin(5000).feed(b"x")
+    assert made == repr(({"level": level, "window": 13}, (size, "prefix"), 5000)).encode()
 
 
 def test_what_is_not_smaller_than_the_others_is_not_written(old: Path, new: Path) -> None:

@@ -32,6 +32,11 @@ _LARGEST_BROTLI_WINDOW: Final = 24
 _DCZ_WINDOW: Final = 8 << 20
 _LARGEST_DCZ_WINDOW: Final = 128 << 20
 
+# Levels from 13 on put all of the dictionary into a tree before the first byte, which cannot be stopped: a second for 1
+# MiB, a minute and more for 9. What two releases have in common is found by level 12 as well.
+_LARGEST_TREE: Final = 1 << 20
+_ZSTD_LEVEL_WITHOUT_TREE: Final = 12
+
 
 class Encoder(NamedTuple):
     """One stream: what takes its parts, and what ends it; both return bytes to be written, behind `head`."""
@@ -115,15 +120,16 @@ def make_dcz(digest: bytes, read: Callable[[], bytes]) -> Coding:
 
 def _dcz_encoder(module: Any, dictionary: bytes, size: int) -> Any:
     window = dcz_window(len(dictionary), size)
+    level = _ZSTD_LEVEL if len(dictionary) <= _LARGEST_TREE else _ZSTD_LEVEL_WITHOUT_TREE
     if hasattr(module, "ZstdCompressionDict"):  # the package
         options = module.ZstdCompressionParameters.from_level(
-            _ZSTD_LEVEL, source_size=size, dict_size=len(dictionary), window_log=window
+            level, source_size=size, dict_size=len(dictionary), window_log=window
         )
         known = module.ZstdCompressionDict(dictionary, dict_type=module.DICT_TYPE_RAWCONTENT)
         return module.ZstdCompressor(dict_data=known, compression_params=options).compressobj(size=size)
     kinds = module.CompressionParameter
     encoder = module.ZstdCompressor(
-        options={kinds.compression_level: _ZSTD_LEVEL, kinds.window_log: window},
+        options={kinds.compression_level: level, kinds.window_log: window},
         zstd_dict=module.ZstdDict(dictionary, is_raw=True).as_prefix,
     )
     encoder.set_pledged_input_size(size)
