@@ -19,6 +19,7 @@ from trioserve.static.confine import ConfinedRoot, NeedsThread
 from trioserve.static.dictionaries import available_dictionary, may_reveal, use_as_dictionary
 from trioserve.static.field_rules import FieldRules
 from trioserve.static.options import StaticOptions
+from trioserve.static.request_fields import pick_fields
 from trioserve.static.variants import Absent, Entry, Looker, WithDictionary
 from trioserve.testing import no_leaks, serving
 
@@ -280,7 +281,7 @@ async def test_who_offers_none_is_answered_from_memory(coded: Path) -> None:
 
     def quickly(target: str, *headers: tuple[str, str]) -> Any:
         scope = http_scope(target, headers=headers)
-        return app.quick_answer("GET", scope["raw_path"], scope["headers"])
+        return app.quick_answer("GET", scope["raw_path"], pick_fields(scope["headers"]))
 
     entry = app._cache.shortcuts[""][b"/app.js"]
     assert quickly("/app.js", BROWSER) is entry.forms[b"br"].whole

@@ -498,6 +498,23 @@ def test_a_directory_that_goes_away_while_it_is_looked_for_is_named(tmp_path):
     assert tree.problems == [(b"sub", "no such file or directory")]
 
 
+def test_a_sibling_that_goes_away_while_it_is_looked_for_is_none(tmp_path):
+    for name in ("a.txt", "a.txt.br", "a.txt.gz", "b.txt"):
+        make(tmp_path / name)
+
+    def is_excluded(path: bytes) -> bool:
+        if path == b"a.txt":
+            (tmp_path / "a.txt.br").unlink()
+        return False
+
+    root = ConfinedRoot(tmp_path)
+    tree = Tree(root, is_excluded)
+    sources = {source.name: list(source.siblings) for source in tree.sources()}
+    root.close()
+    assert sources == {b"a.txt": [b".gz"], b"b.txt": []}
+    assert tree.problems == []
+
+
 # -- being stopped -------------------------------------------------------------------------------------------
 
 

@@ -20,6 +20,7 @@ import stat
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -137,10 +138,10 @@ class Tree:
             elif found[name].is_dir(follow_symlinks=False):
                 pending.append(path)
             elif is_compressible(content_type(name)) and (looked := self._look_at(path, found[name])):
-                stats = {
-                    sibling.removeprefix(name): found[sibling].stat(follow_symlinks=False)
-                    for sibling in sorted(siblings.get(name, ()))
-                }
+                stats = {}
+                for sibling in sorted(siblings.get(name, ())):
+                    with suppress(FileNotFoundError):  # another run has removed it meanwhile
+                        stats[sibling.removeprefix(name)] = found[sibling].stat(follow_symlinks=False)
                 yield Source(directory, name, looked.st_size, looked.st_mtime_ns, stats)
 
     def _look_at(self, path: bytes, item: os.DirEntry[str]) -> os.stat_result | None:
