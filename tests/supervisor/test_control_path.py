@@ -103,7 +103,7 @@ def test_a_socket_with_a_full_queue_is_live(path):
         ("no/such/directory/x.sock", "No such file or directory"),
         ("file", "the file exists and is no socket"),
         ("file/x.sock", "Not a directory"),
-        ("x" * 200, "too long"),
+        ("x" * 200, "has 107 bytes at most"),
     ],
 )
 async def test_a_path_that_was_asked_for_and_cannot_be_is_an_error_line(tmp_path, name, why, caplog):
