@@ -244,6 +244,18 @@ async def test_a_request_that_waits_for_its_place_gets_its_file_and_no_other(
         os.close(descriptor)
 
 
+@pytest.mark.parametrize("again", [[], [("X-Again", "1"), ("X-Again", "2")]])
+async def test_what_needs_a_place_gets_its_own_file(
+    directory: Path, engine: str, again: list[tuple[str, str]]
+) -> None:
+    settings = {"max_concurrent_requests": 10, "http_engine": engine}
+    async with knowing(directory, **settings) as server, server.connect() as client:
+        for name in ("some.bin", "long.bin"):
+            assert (await client.get(f"/{name}", again)).body == (directory / name).read_bytes()
+            assert (await client.get(f"/{name}")).body == (directory / name).read_bytes()
+            assert (await client.get("/nothing", again)).status == 404
+
+
 async def test_a_peer_that_stops_reading_a_known_file_is_aborted(
     directory: Path, hub: str, autojump_clock: Any
 ) -> None:

@@ -69,7 +69,7 @@ class Engine:
     Attributes:
         method: as text. target: origin-form or `*` (an absolute-form is reduced, its authority replaces Host).
         version: "1.1" or "1.0". headers: fields in order, names in lower case.
-        fields: the same by name; None if one is repeated.
+        fields: the same by name; None if one is repeated, or Host was replaced.
         content_length: bytes of a body so framed, 0 without a body, None if chunked.
         keep_alive: the peer lets the connection stay open. expects_continue: it waits for a 100.
         wants_trailers: `TE: trailers` was sent. upgrade: the protocols that the peer would change to, in lower case, or
@@ -232,7 +232,8 @@ class Engine:
 
     def _check_as_parts(self, head: bytes) -> None:
         """A whole head is refused: raise what an earlier byte of it would have been refused for, if any."""
-        self.method, self.target, self.headers = "", b"", []  # for the log: not the previous request's
+        # For the log: not the previous request's.
+        self.method, self.target, self.headers, self.fields = "", b"", [], None
         self._pending += head[:-2]
         self._checked = self._lines = 0
         self._check_part()
@@ -277,6 +278,7 @@ class Engine:
             self._check_repeated(fields)
         host = fields.get(b"host")
         if self.authority:
+            self.fields = None
             self.headers = [(n, self.authority if n.lower() == b"host" else v) for n, v in self.headers]
             if host is None:
                 self.headers.append((b"host", self.authority))

@@ -7,6 +7,7 @@ does all the waiting. Cancelling it closes the connection: what of a response is
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import trio
@@ -21,6 +22,7 @@ from trioserve.http.response import minimal_response, prepare_message
 from trioserve.net.transport import BODY_READ_SIZE, READ_SIZE
 from trioserve.observe.in_flight import NO_REQUEST, PATH_SIZE
 from trioserve.static.answers import Answer
+from trioserve.static.request_fields import pick_fields
 from trioserve.structure.boundary import ROWS, Fault, is_cancellation
 from trioserve.structure.context import ConnectionContext
 from trioserve.structure.deadlines import NEVER
@@ -84,6 +86,7 @@ class Http1:
         quick_answer = app.quick_answer if has_quick else None  # type: ignore[attr-defined]
         answer = None
         raw_path = b""
+        fields: Mapping[bytes, bytes] | None = None
         # Nothing has to be noted of a request but that there was one.
         plain = worker.access_log is None and worker.admission is None
         clock = worker.clock
@@ -119,9 +122,12 @@ class Http1:
 
             # -- run the app on it
             connection.requests = number = connection.requests + 1
-            if quick_answer is not None and engine.fields is not None:
+            if quick_answer is not None:
+                fields = engine.fields
+                if fields is None:
+                    fields = pick_fields(engine.headers)
                 raw_path = engine.target.partition(b"?")[0]
-                answer = quick_answer(engine.method, raw_path, engine.fields, worker.root_path)
+                answer = quick_answer(engine.method, raw_path, fields, worker.root_path)
                 if answer is not None and plain and number < most_requests and self._answer_now(answer):
                     answer = None
                     data = engine.leftover
@@ -144,7 +150,7 @@ class Http1:
                 exchange.admitted = True
                 if quick_answer is not None:
                     # Nobody has held the file for it; if there was a wait, the cache may have closed it meanwhile.
-                    answer = quick_answer(engine.method, raw_path, engine.headers, worker.root_path)
+                    answer = quick_answer(engine.method, raw_path, fields, worker.root_path)
             error: BaseException | None = None
             try:
                 if answer is None:
