@@ -40,22 +40,27 @@ class FakeWorker(WorkerProcess):
         self.leaving = self.asked = self.failure = ""
         self.is_tainted, self.ends_with = False, None
         self.config, self.sockets = orders.config, ()
-        self.heartbeat_at, self.statistics, self.own_report = None, {}, None
+        self.heartbeat_at, self.statistics, self.own_report, self.spared = None, {}, None, {}
         self.heard, self.gone = trio.Event(), trio.Event()
         self._serves = serves
+        self.told: list[str] = []
         self._told = trio.Event()
-        self._says, heard = trio.open_memory_channel[dict[str, Any]](1)
+        self.says, heard = trio.open_memory_channel[dict[str, Any]](2)
         self.link: Any = heard
 
     async def send_orders(self, orders: Orders) -> None:
         await trio.sleep(BOOT)
-        self._says.send_nowait({"is": "ready"})
+        self.says.send_nowait({"is": "ready"})
 
     async def wait(self) -> int:
         with trio.move_on_after(BOOT + self._serves):
             await self._told.wait()
         self.status = 0 if self._told.is_set() else 1
         return self.status
+
+    def tell(self, order: str, **details: Any) -> bool:
+        self.told.append(order)
+        return True
 
     def drain(self, reason: str, left_to_others: Any = ()) -> None:
         self.asked = f"drain: {reason}"
@@ -128,3 +133,25 @@ async def test_workers_that_have_lasted_do_not_go_for_those_that_get_ready_and_f
         await trio.sleep(300)
         assert not lasting & set(found.ready())
         assert len(found.ready()) == len(found.workers) == 5
+
+
+async def test_an_error_that_costs_a_worker_later_than_at_first_has_its_report(
+    monkeypatch: pytest.MonkeyPatch, autojump_clock: trio.testing.MockClock
+) -> None:
+    async with running(monkeypatch, 2) as (found, _):
+        first, second = found.ready()
+        assert isinstance(first, FakeWorker)
+        assert isinstance(second, FakeWorker)
+        tainted = {"is": "tainted", "signature": "KeyError at a.py:1", "summary": "KeyError: 1"}
+        # A worker tells of a kind in full only once.
+        for worker in (first, second):
+            worker.says.send_nowait({"is": "report", "report": {"verdict": "replace", "id": worker.id}})
+            worker.says.send_nowait(tainted.copy())
+            await trio.sleep(60)
+        assert first.state is WorkerState.GONE
+        assert (second.told, second.own_report) == (["contain"], None)
+        await trio.sleep(1000)
+        second.says.send_nowait(tainted.copy())
+        await trio.sleep(60)
+        assert second.state is WorkerState.GONE
+        assert second.own_report == {"verdict": "replace", "id": second.id}

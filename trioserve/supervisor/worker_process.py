@@ -97,6 +97,7 @@ class WorkerProcess:
         failure: why it could not start, as it has said, fit for a line of the log; or "".
         statistics: the last heartbeat.
         own_report: the crash report it has sent, or None.
+        spared: reports of errors that it was told to go on after, by signature; it does not send them again.
     """
 
     def __init__(self, number: int, place: int, orders: Orders, now: float) -> None:
@@ -117,6 +118,7 @@ class WorkerProcess:
         self.heartbeat_at: float | None = None
         self.statistics: dict[str, Any] = {}
         self.own_report: dict[str, Any] | None = None
+        self.spared: dict[str, dict[str, Any]] = {}
         self.heard = trio.Event()
         self.gone = trio.Event()
         self._answers: dict[str, tuple[trio.Event, list[str]]] = {}
