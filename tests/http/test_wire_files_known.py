@@ -58,6 +58,7 @@ async def knowing(directory: Path, **settings: Any) -> AsyncIterator[TestServer]
         async with server.connect() as client:
             for name in ("some.bin", "long.bin"):
                 assert (await client.get(f"/{name}")).status == 200
+        await server.wait_idle()
         yield server
 
 
