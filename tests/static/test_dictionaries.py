@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import base64
+import errno
 import hashlib
 import os
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
 import http_sf
 import pytest
+import trio
 from hypothesis import example, given
 from hypothesis import strategies as st
 
@@ -20,7 +23,7 @@ from trioserve.static.dictionaries import available_dictionary, may_reveal, use_
 from trioserve.static.field_rules import FieldRules
 from trioserve.static.options import StaticOptions
 from trioserve.static.request_fields import pick_fields
-from trioserve.static.variants import Absent, Entry, Looker, WithDictionary
+from trioserve.static.variants import Absent, Entry, Looker, Place, WithDictionary
 from trioserve.testing import no_leaks, serving
 
 from .asking import LARGE, OLD, ask, http_scope, put
@@ -332,6 +335,73 @@ async def test_what_would_have_to_be_waited_for_is_left_to_a_thread(
         response = await ask(app, "/large.txt", headers=[BROWSER, offer(FIRST)])
         assert response.header("content-encoding") == "dcz"
         app.close()
+
+
+# -- what happens meanwhile -----------------------------------------------------------------------------------
+
+
+class Gate:
+    """Holds a thread that looks for a form with a dictionary until `meanwhile` has been done on the event loop."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, meanwhile: Callable[[], Awaitable[object]]) -> None:
+        self.passed = 0
+        real = Looker.look
+
+        def look(looker: Looker, place: Place, known: Entry | None, *, nonblocking: bool) -> Entry | Absent:
+            if isinstance(place, WithDictionary):
+                if nonblocking:
+                    raise NeedsThread
+                trio.from_thread.run(meanwhile)
+                self.passed += 1
+            return real(looker, place, known, nonblocking=nonblocking)
+
+        monkeypatch.setattr(Looker, "look", look)
+
+
+@pytest.mark.parametrize("target", ["/large.txt", "/place"])
+@pytest.mark.parametrize("removed", [False, True])
+async def test_a_file_that_was_evicted_while_a_form_was_looked_for_is_opened_again(
+    coded: Path, monkeypatch: pytest.MonkeyPatch, target: str, removed: bool
+) -> None:
+    app = make(coded, cache_files=1, spa="large.txt")
+
+    async def evict() -> None:
+        for _ in range(2):  # used once, it stays once
+            await ask(app, "/large.bin")
+            await ask(app, "/image.png")
+        assert b"large.txt" not in app._cache._entries
+        if removed:
+            (coded / "large.txt").unlink()
+
+    gate = Gate(monkeypatch, evict)
+    async with no_leaks():
+        headers = [BROWSER, offer(LAST), ("accept", "text/html")]
+        response = await ask(app, target, headers=headers)
+        assert gate.passed == 1
+        assert (response.status, response.body) == ((404, b"404 Not Found\n") if removed else (200, LARGE))
+        app.close()
+        app._open()
+    app.close()
+
+
+@pytest.mark.parametrize("error", [errno.EMFILE, errno.ENFILE, errno.EIO])
+async def test_what_keeps_a_form_from_being_looked_for_is_no_harm_to_the_others(
+    coded: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, error: int
+) -> None:
+    app = make(coded)
+    await ask(app, "/large.txt")
+    await ask(app, "/large.bin")
+    known = dict(app._cache._entries)
+
+    async def fail() -> None:
+        raise OSError(error, os.strerror(error))
+
+    Gate(monkeypatch, fail)
+    response = await ask(app, "/large.txt", headers=[BROWSER, offer(FIRST)])
+    assert (response.status, response.body) == (200, LARGE)
+    assert app._cache._entries == known
+    assert os.strerror(error) in caplog.text
+    app.close()
 
 
 # -- fields --------------------------------------------------------------------------------------------------

@@ -6,7 +6,8 @@ was. While a thread looks at a file again, other requests are served what was kn
 
 Bounded by number, by descriptors and by memory; the entry that was not used for longest leaves first (second chance: a
 mark per entry, which costs a request less than an order). All caches of the process share a quarter of its descriptors:
-connections need some, too. Where it runs out of them half of the idle ones are closed, and the open is tried once more.
+connections need some, too. Where it runs out of them half of the idle ones are closed, and the open is tried once more;
+but not for a form that needs a dictionary, which nobody has to have.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from weakref import WeakSet
 
 from trioserve.static.confine import NeedsThread, RootClosed
 from trioserve.static.threads import in_thread
-from trioserve.static.variants import Absent, Entry, Looker, Place
+from trioserve.static.variants import Absent, Entry, Looker, Place, WithDictionary
 
 # Seconds for which it is remembered that there is nothing, or a directory; a scan for what is not there finds its way
 # to the disk no more often.
@@ -41,7 +42,7 @@ _OUT_OF_DESCRIPTORS = frozenset({errno.EMFILE, errno.ENFILE})
 
 
 class OutOfDescriptors(Exception):
-    """No more files can be opened, even after some were closed; it may be otherwise in a second."""
+    """No more files can be opened, even after some were closed for it; it may be otherwise in a second."""
 
 
 class FileCache:
@@ -111,6 +112,9 @@ class FileCache:
         except OSError as error:
             if error.errno not in _OUT_OF_DESCRIPTORS:
                 raise
+            if isinstance(relative, WithDictionary):
+                # Who asks has the file without a dictionary: for this no other is closed.
+                raise OutOfDescriptors(str(error)) from error
         self.shrink()
         known = known if self._entries.get(relative) is known else None
         try:

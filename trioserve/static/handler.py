@@ -198,11 +198,13 @@ class StaticFiles:
         request = _Request(scope, scope["method"], fields, path_below(scope))
         try:
             found = await self._look_up(request)
+            if isinstance(found, Entry):
+                found = await self._preferred(found, request)
             if found is Absent.DENIED and self.options.forbidden == 403:
                 return error_answer(403)
             if isinstance(found, Absent):
                 return await self._nothing(request)
-            return await self._answer_with(found, request)
+            return self._answer_with(found, request)
         except OutOfDescriptors as error:
             _log.warning("no descriptors left for files: %s", error)
             return error_answer(503, _RETRY)
@@ -212,24 +214,34 @@ class StaticFiles:
             _log.error("%s: the file system has failed: %s", self.directory, error)
             return error_answer(500)
 
-    async def _answer_with(self, found: Entry | Answer, request: _Request) -> Answer:
+    def _answer_with(self, found: Entry | Answer, request: _Request) -> Answer:
         if request.method == "OPTIONS":
             return Answer(204, [ALLOW, *self.options.headers])
         if request.method not in _READING:
             return error_answer(405, ALLOW)
-        return await self._answer_from(found, request) if isinstance(found, Entry) else found
+        return found.answer(request.method, request.fields) if isinstance(found, Entry) else found
 
-    async def _answer_from(self, entry: Entry, request: _Request) -> Answer:
-        """The answer to GET or HEAD: from a form made with the client's dictionary where that is there and wanted."""
+    async def _preferred(self, entry: Entry, request: _Request) -> Entry | Absent:
+        """What to answer from: a form made with the client's dictionary where that is there and wanted."""
         fields = request.fields
         given = fields.get(b"available-dictionary")
-        if given is not None and entry.by_dictionary and entry.yields_to_dcz(fields.get(b"accept-encoding")):
-            dictionary = available_dictionary(given)
-            if dictionary is not None and may_reveal(request.scope["headers"], dict(self.options.headers)):
-                assert isinstance(entry.relative, bytes)
-                found = await self._cache.find(WithDictionary(entry.relative, dictionary))
-                entry = found if isinstance(found, Entry) else entry
-        return entry.answer(request.method, fields)
+        if given is None or not entry.by_dictionary or request.method not in _READING:
+            return entry
+        if not entry.yields_to_dcz(fields.get(b"accept-encoding")):
+            return entry
+        dictionary = available_dictionary(given)
+        if dictionary is None or not may_reveal(request.scope["headers"], dict(self.options.headers)):
+            return entry
+        assert isinstance(entry.relative, bytes)
+        try:
+            found = await self._cache.find(WithDictionary(entry.relative, dictionary))
+        except (OutOfDescriptors, OSError) as error:
+            _log.warning("%s: no form for a dictionary: %s", self.directory, error)
+        else:
+            if isinstance(found, Entry):
+                return found
+        # Meanwhile the cache may have evicted the entry, and closed its files.
+        return await self._cache.find(entry.relative)
 
     async def _look_up(self, request: _Request) -> Entry | Answer | Absent:
         """What is at the path: a file, or the answer to a request for a directory."""
@@ -332,7 +344,9 @@ class StaticFiles:
         if options.spa is not None and _wants_page(request):
             page = await self._cache.find(os.fsencode(options.spa))
             if isinstance(page, Entry):
-                answer = await self._answer_from(page, request)
+                page = await self._preferred(page, request)
+            if isinstance(page, Entry):
+                answer = page.answer(request.method, request.fields)
                 return replace(answer, fields=[*answer.fields, _VARY_ACCEPT], checked=None)
         if options.fallthrough is not None:
             return None
