@@ -149,6 +149,18 @@ async def test_preconditions_and_ranges_are_of_the_form_that_was_chosen(coded: P
         assert whole.body == dcz_head(FIRST) + LARGE[:100_000]
 
 
+async def test_no_form_of_a_file_goes_on_where_another_of_the_same_time_has_ended(coded: Path) -> None:
+    """Each has the time of the file; who has a part of one, and its date, may be sent another now."""
+    app = make(coded, codings=[])
+    offers = [BROWSER, offer(FIRST)]
+    date = ("if-range", (await ask(app, "/large.txt", headers=offers)).header("last-modified") or "")
+    for headers in (offers, [BROWSER, offer(LAST)], [BROWSER]):
+        assert (await ask(app, "/large.txt", headers=[*headers, ("range", "bytes=5-"), date])).status == 200
+    # Of this there is no other.
+    assert (await ask(app, "/large.bin", headers=[("range", "bytes=5-"), date])).status == 206
+    app.close()
+
+
 async def test_what_depends_on_a_dictionary_says_so(coded: Path) -> None:
     """Also where there is no such sibling yet; and nothing else does."""
     app = make(coded, spa="index.html", not_found="app.js")

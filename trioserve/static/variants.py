@@ -228,7 +228,6 @@ class Looker:
     def _entry(self, place: Place, found: Mapping[bytes, OpenFile], *, nonblocking: bool) -> Entry:
         relative, dictionary = _parts(place)
         mark = _mark(found)
-        validators = _validators(found, dictionary, self.wall())
         if dictionary is not None:
             # The others have an entry of their own.
             found = {DCZ: found[DCZ]}
@@ -244,6 +243,7 @@ class Looker:
         negotiated = bool(thinkable or dictionary or len(found) > 1)
         if negotiated:
             fields.append(VARY_DICTIONARY if by_dictionary else VARY)
+        validators = _validators(found, dictionary, self.wall(), date_shared=negotiated and by_dictionary)
         # Contents first: what must be read in a thread leaves nothing half made here.
         contents = {
             coding: read_content(file, options.small_file, nonblocking=nonblocking)
@@ -296,17 +296,18 @@ def _begins_with(file: OpenFile, head: bytes, nonblocking: bool) -> bool:
 
 
 def _validators(
-    found: Mapping[bytes, OpenFile], dictionary: bytes | None, now: float
+    found: Mapping[bytes, OpenFile], dictionary: bytes | None, now: float, *, date_shared: bool
 ) -> dict[bytes, Validators]:
     each = {}
     for coding, file in found.items():
         # Of one size and time, but made with different dictionaries, they are different bytes.
         by = coding if coding != DCZ or dictionary is None else b"%b-%b" % (coding, dcz_tag(dictionary))
         each[coding] = make_validators(file.stat, coding=by, now=now)
-    # A build gives its files one time, `trioserve precompress` siblings that of their source.
+    # A build gives its files one time, `trioserve precompress` siblings that of their source. Of forms that need a
+    # dictionary there may be any number, none of them here.
     dates = [validators.modified for validators in each.values()]
     return {
-        coding: replace(validators, modified_shared=dates.count(validators.modified) > 1)
+        coding: replace(validators, modified_shared=date_shared or dates.count(validators.modified) > 1)
         for coding, validators in each.items()
     }
 
