@@ -227,11 +227,14 @@ async def test_a_sibling_by_its_own_name_is_a_file(coded: Path) -> None:
     app.close()
 
 
-@pytest.mark.parametrize("what", ["stale", "empty", "short", "another's", "directory", "outside", "fifo"])
+@pytest.mark.parametrize(
+    "what", ["stale", "newer", "empty", "short", "another's", "directory", "outside", "fifo"]
+)
 async def test_what_is_no_use_as_a_sibling_is_not_sent(coded: Path, what: str) -> None:
     sibling = Path(f"{coded}/app.js{dcz_suffix(FIRST).decode()}")
-    if what == "stale":
-        os.utime(sibling, (OLD - 1, OLD - 1))
+    if what in ("stale", "newer"):
+        modified = OLD - 1 if what == "stale" else OLD + 1  # of what was put back meanwhile
+        os.utime(sibling, (modified, modified))
     elif what in ("empty", "short", "another's"):
         put(sibling, {"empty": b"", "short": dcz_head(FIRST)[:39]}.get(what, dcz_head(SECOND) + b"x"))
     else:

@@ -217,6 +217,35 @@ def test_what_is_not_smaller_than_the_others_is_not_written(old: Path, new: Path
     assert name in files(new)
 
 
+@pytest.mark.parametrize(
+    ("flags", "removed"),
+    [
+        ([], True),
+        (["--codings", "gz"], False),
+        (["--min-size", "1000000"], False),
+        (["--exclude", "sub"], False),
+    ],
+)
+def test_what_was_made_of_another_state_is_removed(
+    old: Path, new: Path, capsys: pytest.CaptureFixture[str], flags: list[str], removed: bool
+) -> None:
+    assert run(new, "--codings", "dcz", "--dictionary", str(old)) == 0
+    names = [dcz("sub/app.js", FIRST), dcz("sub/app.js", THIRD)]
+    # The file is put back to an older state.
+    make(new / "sub" / "app.js", SECOND + b"older", OLD - 5 * 10**9)
+    current = make(new / names[1], b"x", OLD - 5 * 10**9)
+    capsys.readouterr()
+    assert run(new, *flags) == 0
+    assert (new / names[0]).exists() is not removed
+    assert current.exists()
+    assert ("1 siblings removed" in capsys.readouterr().out) is removed
+    # Those of a dictionary that is given are written anew.
+    make(new / names[0], b"x", OLD)
+    assert run(new, "--codings", "dcz", "--dictionary", str(old)) == 0
+    assert decode((new / names[0]).read_bytes(), FIRST) == SECOND + b"older"
+    assert "removed" not in capsys.readouterr().out
+
+
 # -- what is the dictionary of what --------------------------------------------------------------------------
 
 

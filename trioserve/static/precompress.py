@@ -134,7 +134,8 @@ compressed. A file of such a name that you have made yourself is taken for a sib
 
 With --dictionary it makes app.js.<hash>.dcz as well: app.js for who has an old file, in a tenth of the bytes or less
 if they are alike (RFC 9842). StaticFiles sends it with use_as_dictionary; see README. Of a directory it takes the file
-of the same path, or the last one whose name differs only in the hash that the build has put into it.
+of the same path, or the last one whose name differs only in the hash that the build has put into it. The server
+ignores a .dcz that has not the very time of its source, and this removes it, whatever its dictionary.
 
 Left alone: types that are compressed already, dot files, what is under --min-size, directories behind links. A sibling
 that would not save 5 % is not written, and removed if it is there; .dcz by comparison with the smallest of the others.
@@ -272,7 +273,10 @@ def _precompress(
     for source in tree.sources():
         if source.size >= asked.min_size:
             tasks += _due(source, codings, asked, report)
-            later += _due(source, _dcz_codings(tree, source, old_files, report), asked, report)
+            by_dictionary = _dcz_codings(tree, source, old_files, report)
+            later += _due(source, by_dictionary, asked, report)
+            if not asked.codings or DCZ in asked.codings:
+                _remove_stale_dcz(tree, source, {coding.suffix for coding in by_dictionary}, report)
     for path, reason in itertools.chain(tree.problems, *(each.problems for each in old_files)):
         report.problem(path, reason)
     for each in old_files:
@@ -281,6 +285,15 @@ def _precompress(
     # Whether a sibling that needs a dictionary is worth it is seen by the others.
     if _Crew(tree.root, tasks, asked.jobs).run(report):
         _Crew(tree.root, later, asked.jobs).run(report)
+
+
+def _remove_stale_dcz(tree: Tree, source: Source, due: set[bytes], report: _Report) -> None:
+    """Remove what was made of another state of the source with dictionaries that are not given now."""
+    for suffix, found in source.siblings.items():
+        if coding_of(suffix) != DCZ or suffix in due or source.has_current(suffix):
+            continue
+        if stat.S_ISREG(found.st_mode):
+            _remove(tree, source.path + suffix, found.st_size, report)
 
 
 def _due(
@@ -483,12 +496,12 @@ class _Report:
             for coding, suffix in [*SUFFIXES.items(), (DCZ, b".dcz")]
             if coding in self._tallies and (text := self._tallies[coding].in_words())
         ]
-        if asked.clean:
-            rows = [f"{self._removed:,} siblings removed, {size_as_text(self._removed_bytes)}"]
-        elif not rows and not self.failed:
+        if not rows and not self.failed and not asked.clean:
             rows = [
                 f"nothing to compress: no file of {asked.min_size:,} bytes or more has a type that shrinks"
             ]
+        if self._removed or asked.clean:
+            rows.append(f"{self._removed:,} siblings removed, {size_as_text(self._removed_bytes)}")
         if self.failed:
             rows.append(f"{self.failed:,} failed")
         say("\n".join(rows))

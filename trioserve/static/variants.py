@@ -7,6 +7,8 @@ included. What comes out is an `Entry`, which never changes again: a file that h
     sibling                         is
     older than the file             stale, and ignored: somebody has changed the file and not run the build
     empty, while the file is not    the rest of a build that failed, and ignored
+    for a dictionary, of another    made of another state of the file: `trioserve precompress`, which alone makes them,
+    time than the file              gives them its time. A file may be put back to an older state
 
 A sibling that was made with a dictionary is looked for when a client has that dictionary: its form is an `Entry` by
 itself, which comes and goes as others do, and nobody else pays for it.
@@ -209,13 +211,14 @@ class Looker:
         return found
 
     def _open_sibling(self, path: bytes, plain: Any, head: bytes, *, nonblocking: bool) -> OpenFile | None:
-        """The sibling at this path, if it is usable and begins with `head`."""
+        """The sibling at this path, if it is usable and begins with `head`, as those for a dictionary do."""
         try:
             sibling = _taken(self.root.open(path, nonblocking=nonblocking))
         except NotServed:
             return None
         about = sibling.stat
-        usable = stat.S_ISREG(about.st_mode) and about.st_mtime_ns >= plain.st_mtime_ns
+        newer_by = about.st_mtime_ns - plain.st_mtime_ns
+        usable = stat.S_ISREG(about.st_mode) and (newer_by == 0 if head else newer_by >= 0)
         try:
             if usable and (about.st_size or not plain.st_size) and _begins_with(sibling, head, nonblocking):
                 return sibling
