@@ -279,13 +279,16 @@ async def test_made_up_hashes_push_nothing_out(coded: Path) -> None:
     async with no_leaks():
         await ask(app, "/app.js", headers=[BROWSER, offer(FIRST)])
         await ask(app, "/plain.txt")
+        assert (await ask(app, "/nothing")).status == 404
+        absent = dict(app._cache._absent)
         known = dict(app._cache._entries)
         assert set(known) == {b"app.js", WithDictionary(b"app.js", FIRST), b"plain.txt"}
         for number in range(3000):
             made_up = hashlib.sha256(b"%d" % number).digest()
             assert (await ask(app, "/app.js", headers=[BROWSER, offer(made_up)])).body == b"brotli"
         assert dict(app._cache._entries) == known
-        assert len(app._cache._absent) <= 1000
+        assert app._cache._absent == absent != {}
+        assert len(app._cache._no_forms) == 1000
         assert len(known[b"app.js"].choices) == 1
         app.close()
         app._open()

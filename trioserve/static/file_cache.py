@@ -60,6 +60,7 @@ class FileCache:
         self.shortcuts: dict[str, dict[bytes, Entry]] = {}
         self._entries: dict[Place, Entry] = {}
         self._absent: dict[Place, tuple[Absent, float]] = {}
+        self._no_forms: dict[Place, tuple[Absent, float]] = {}
         self._most = options.cache_files
         self._most_bytes = options.cache_bytes
         self._revalidate = options.revalidate
@@ -72,7 +73,7 @@ class FileCache:
     def __repr__(self) -> str:
         return (
             f"<FileCache {len(self._entries)} files, {self._descriptors} descriptors, {self._bytes} bytes, "
-            f"{len(self._absent)} absent>"
+            f"{len(self._absent) + len(self._no_forms)} absent>"
         )
 
     def __len__(self) -> int:
@@ -94,7 +95,7 @@ class FileCache:
                 if now < known.valid_until:
                     return known
             else:
-                absent = self._absent.get(relative)
+                absent = self._absent_like(relative).get(relative)
                 if absent is not None and now < absent[1]:
                     return absent[0]
             found = await self._look(relative, known, now)
@@ -156,7 +157,7 @@ class FileCache:
             else:
                 self._evict(current)
         if found is not current:
-            self._absent.pop(relative, None)
+            self._absent_like(relative).pop(relative, None)
             self._entries[relative] = found
             self._bytes += found.memory
             self._descriptors += found.descriptors
@@ -165,12 +166,17 @@ class FileCache:
         found.valid_until = float("inf") if forever else now + self._revalidate
         return found
 
+    def _absent_like(self, place: Place) -> dict[Place, tuple[Absent, float]]:
+        """What is known to be absent; made-up dictionaries push no path out."""
+        return self._no_forms if isinstance(place, WithDictionary) else self._absent
+
     def _note_absent(self, relative: Place, absent: Absent, now: float) -> None:
-        if len(self._absent) >= _MOST_ABSENT:
+        known = self._absent_like(relative)
+        if len(known) >= _MOST_ABSENT:
             # The oldest first; a dict keeps the order.
-            del self._absent[next(iter(self._absent))]
-        self._absent.pop(relative, None)
-        self._absent[relative] = (absent, now + min(_ABSENT_SECONDS, self._revalidate))
+            del known[next(iter(known))]
+        known.pop(relative, None)
+        known[relative] = (absent, now + min(_ABSENT_SECONDS, self._revalidate))
 
     # -- shortcuts -------------------------------------------------------------------------------------------
 
@@ -233,6 +239,7 @@ class FileCache:
         for entry in list(self._entries.values()):
             self._evict(entry)
         self._absent.clear()
+        self._no_forms.clear()
         self.shortcuts.clear()
 
 
