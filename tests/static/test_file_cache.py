@@ -270,6 +270,11 @@ async def test_no_more_than_a_quarter_of_the_descriptors_for_all_caches_together
         await found(caches[0], b"large4")
         await found(caches[0], b"large0")
         assert caches[0]._descriptors == 5
+        # More come: a look at a file that has not changed is enough.
+        caches += [at.cache() for _ in range(49)]
+        at.clock.now += 2
+        await found(caches[0], b"large0")
+        assert caches[0]._descriptors == 2
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 

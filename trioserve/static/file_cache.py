@@ -6,8 +6,9 @@ was. While a thread looks at a file again, other requests are served what was kn
 
 Bounded by number, by descriptors and by memory; the entry that was not used for longest leaves first (second chance: a
 mark per entry, which costs a request less than an order). All caches of the process share a quarter of its descriptors:
-connections need some, too. Where it runs out of them half of the idle ones are closed, and the open is tried once more;
-but not for a form that needs a dictionary, which nobody has to have.
+connections need some, too. One that is made later has its share at once, and the others give back what they have beyond
+theirs when they next look at a file. Where the process runs out of them half of the idle ones are closed, and the open
+is tried once more; but not for a form that needs a dictionary, which nobody has to have.
 """
 
 from __future__ import annotations
@@ -161,7 +162,8 @@ class FileCache:
             self._entries[relative] = found
             self._bytes += found.memory
             self._descriptors += found.descriptors
-            self._make_room(found)
+        # Also for what was there: other caches may have come, and the share of this one is smaller.
+        self._make_room(found)
         forever = self._frozen and found.settled
         found.valid_until = float("inf") if forever else now + self._revalidate
         return found
@@ -247,7 +249,7 @@ _open_caches: WeakSet[FileCache] = WeakSet()
 
 
 def most_descriptors(wanted: int) -> int:
-    """How many files each open cache may keep open: together never more than a quarter of what the process may have."""
+    """How many files each open cache may keep open: one at least, and together a quarter of what the process may."""
     try:
         import resource
     except ImportError:  # Windows

@@ -77,8 +77,8 @@ class StaticOptions:
         max_ranges: in one request; more are answered with the whole file.
         revalidate: seconds after which an open file is looked at again. 1: a change is seen at once, as people see it.
         frozen: files never change while the server runs, and are not looked at again.
-        cache_files: open files that are kept; with all other mounts never more than a quarter of the process's
-            descriptors.
+        cache_files: open files that are kept. All mounts share a quarter of the process's descriptors; those that were
+            there before another one was made give back what is its own when they next look at a file.
         cache_bytes: memory for the contents of small files. Those in demand are held twice, once ready to be sent.
         small_file: bytes up to which a file is kept in memory. 16 KiB: one write for head and body beats two calls.
 
