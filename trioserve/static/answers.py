@@ -119,7 +119,7 @@ class Representation:
         return f"<Representation {self.coding.decode()}, {self.size} bytes, {self.validators.etag!r}>"
 
     def answer(self, method: str, fields: Mapping[bytes, bytes]) -> Answer:
-        """The answer to GET or HEAD; `fields` are what `pick_fields` returned."""
+        """The answer to GET or HEAD; `fields` are the request's, at least those that `pick_fields` returns."""
         if not CONDITIONAL.isdisjoint(fields):
             verdict = evaluate(method, fields, self.validators)
             if verdict is _NOT_MODIFIED:

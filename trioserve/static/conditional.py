@@ -1,8 +1,8 @@
 """Validators of a file, and the preconditions that compare them (RFC 9110 sections 8.8 and 13).
 
-`file_cache.py` makes the validators of each variant when it has opened it; `handler.py` asks `evaluate` before anything
-is sent, and `range_applies` where there is a `Range`. All of it is pure: nothing waits, and no field value of a client
-makes it raise. What is malformed matches nothing; a date that is malformed is ignored.
+`variants.py` makes the validators of each form of a file when it has opened it; `answers.py` asks `evaluate` before
+anything is sent, and `range_applies` where there is a `Range`. All of it is pure: nothing waits, and no field value of
+a client makes it raise. What is malformed matches nothing; a date that is malformed is ignored.
 """
 
 from __future__ import annotations
@@ -111,7 +111,7 @@ _QUOTED = re.compile(rb'"[^"]*+"')
 
 
 def evaluate(method: str, fields: Mapping[bytes, bytes], validators: Validators) -> Verdict:
-    """RFC 9110 section 13.2.2, steps 1 to 4; `fields` are what `pick_fields` returned.
+    """RFC 9110 section 13.2.2, steps 1 to 4; `fields` are the request's, at least those that `pick_fields` returns.
 
     For a representation that exists, and for requests that would be answered 2xx without preconditions: section 13.2.1
     has the others ignore them.

@@ -1,7 +1,8 @@
 """The request fields that decide how a file is answered, picked out of all of them in one pass.
 
-`handler.py` calls `pick_fields` once for each request; `conditional.py`, `ranges.py` and the choice of a coding read
-what it returns. It is pure: it never waits and never raises.
+`handler.py` calls `pick_fields` once for each request that comes with a scope; what the server has by name already, as
+for HTTP/1, is used as it is. `conditional.py`, `ranges.py` and the choice of a coding read either. It is pure: it never
+waits and never raises.
 """
 
 from __future__ import annotations

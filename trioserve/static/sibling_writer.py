@@ -1,6 +1,6 @@
 """Finding the files that deserve siblings, and writing one sibling.
 
-Used by `precompress.py`, which is a plain blocking program: `find_sources` in its main thread, `write_sibling` in many.
+Used by `precompress.py`, which is a plain blocking program: `Tree.sources` in its main thread, `write_sibling` in many.
 A thread is stopped by `stopped`, which it looks at between two parts of a file, within about a second.
 
 Everything is opened below a `ConfinedRoot`, so that no link leads out of the tree, not even one that is put there while

@@ -136,7 +136,7 @@ class Entry:
         return form
 
     def answer(self, method: str, fields: Mapping[bytes, bytes]) -> Answer:
-        """The answer to GET or HEAD; `fields` are what `pick_fields` returned."""
+        """The answer to GET or HEAD; `fields` are the request's, at least those that `pick_fields` returns."""
         form = self.choose(fields.get(b"accept-encoding"))
         if form is None:
             return error_answer(406, self.vary)
