@@ -397,6 +397,29 @@ def test_a_successors_socket_file_is_not_removed(tmp_path: Path) -> None:
         assert not path.exists()
 
 
+def test_the_file_of_who_has_come_since_we_stopped_to_listen_is_not_removed(tmp_path: Path) -> None:
+    """Many file systems give it the number that ours had."""
+    path = tmp_path / "s"
+    with opened(f"unix:{path}") as first:
+        first.listen(5)
+        first.close_sockets()
+        with opened(f"unix:{path}") as second:
+            second.listen(5)
+            first.close()
+            with socket.socket(socket.AF_UNIX) as client:
+                client.connect(str(path))
+        assert not path.exists()
+
+
+def test_a_file_that_others_listen_behind_is_removed_in_the_end(tmp_path: Path) -> None:
+    path = tmp_path / "s"
+    with opened(f"unix:{path}") as listeners:
+        for _ in range(2):
+            listeners.close_sockets()
+            assert path.exists()
+    assert not path.exists()
+
+
 @pytest.mark.parametrize("name", ["missing/s", "x" * 200])
 def test_a_path_that_cannot_be_a_socket_is_refused_by_path(tmp_path: Path, name: str) -> None:
     assert refused(f"unix:{tmp_path / name}").startswith(f"cannot bind unix:{tmp_path / name}: ")

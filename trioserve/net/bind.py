@@ -30,6 +30,43 @@ _PORT_ATTEMPTS = 8
 _UNIX_PATH_LIMIT = 107 if sys.platform == "linux" else 103
 
 
+class _SocketFile:
+    """A socket file that was created here. Whether it is still there is told by its inode's number.
+
+    As long as a socket is bound to it no other file gets that number; afterwards one may at once.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path.absolute()  # by the end the working directory may be another one
+        self._created = path.lstat()
+        self._descriptor: int | None = None
+
+    def keep(self) -> bool:
+        """Keep the number when our socket is about to be closed; False if the file is gone, or cannot be kept."""
+        if sys.platform == "linux" and self._descriptor is None:
+            try:
+                self._descriptor = os.open(self._path, os.O_PATH | os.O_NOFOLLOW)
+            except OSError:
+                return False
+            if not os.path.samestat(os.fstat(self._descriptor), self._created):
+                self.forget()
+                return False
+        return True
+
+    def remove(self) -> None:
+        """Only if it is still ours: a successor may have bound the same path."""
+        with suppress(OSError):
+            if os.path.samestat(self._path.lstat(), self._created):
+                self._path.unlink()
+        self.forget()
+
+    def forget(self) -> None:
+        """Leave it to somebody else."""
+        if self._descriptor is not None:
+            os.close(self._descriptor)
+            self._descriptor = None
+
+
 class Listeners:
     """The bound sockets of one server, and the socket files that are ours to remove.
 
@@ -43,7 +80,7 @@ class Listeners:
         self.sockets: list[socket.socket] = []
         self.secure = False
         self.plain: set[int] = set()
-        self._files: list[tuple[Path, int, int]] = []
+        self._files: list[_SocketFile] = []
         self._borrowed: set[int] = set()
 
     def __repr__(self) -> str:
@@ -79,17 +116,14 @@ class Listeners:
 
     def close(self) -> None:
         """Close what was opened here (given sockets stay open for their owner) and remove our socket files."""
-        self.close_sockets()
-        for path, device, inode in self._files:
-            # Only if it is still ours: a successor may have bound the same path.
-            with suppress(OSError):
-                found = path.lstat()
-                if (found.st_dev, found.st_ino) == (device, inode):
-                    path.unlink()
+        for file in self._files:
+            file.remove()
         self._files.clear()
+        self.close_sockets()
 
     def close_sockets(self) -> None:
         """As `close`, but leave the socket files for as long as others listen behind them."""
+        self._files = [file for file in self._files if file.keep()]
         for sock in self.sockets:
             if id(sock) not in self._borrowed:
                 sock.close()
@@ -97,12 +131,13 @@ class Listeners:
         self.plain.clear()
 
     def add_file(self, path: Path) -> None:
-        """Remember a socket file that was created here; by then the working directory may be another one."""
-        found = path.lstat()
-        self._files.append((path.absolute(), found.st_dev, found.st_ino))
+        """Remember a socket file that was created here."""
+        self._files.append(_SocketFile(path))
 
     def forget_files(self) -> None:
         """Leave the socket files to somebody else."""
+        for file in self._files:
+            file.forget()
         self._files.clear()
 
     def borrow(self, sock: socket.socket) -> None:
