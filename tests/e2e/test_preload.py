@@ -12,8 +12,16 @@ import pytest
 import trio
 
 from tests.e2e.load import Load
-from tests.e2e.process import ServerProcess, run_to_end, serve_command, start_process, trioserve_command
+from tests.e2e.process import (
+    ServerProcess,
+    held_request,
+    run_to_end,
+    serve_command,
+    start_process,
+    trioserve_command,
+)
 from tests.e2e.test_supervisor import answering, children, descriptors, is_running, until
+from trioserve.testing import connect, encode_request
 
 APP = "tests.e2e.apps:app"
 
@@ -315,6 +323,58 @@ async def test_an_upgrade_brings_its_own_preloader_and_loses_nothing(tmp_path: P
         assert set(children(successor)) > {preloader_of(server)}
         os.kill(successor, signal.SIGTERM)
         await until(lambda: not is_running(successor), "the end of the new supervisor")
+
+
+SLOW_TO_IMPORT = """
+import os, time
+
+folder = os.environ["FOLDER"]
+number = len(os.listdir(folder)) + 1
+open(f"{folder}/{number}", "w").close()
+print("importing", number, flush=True)
+while number > 1 and not os.path.exists(f"{folder}.may-import-{number}"):
+    time.sleep(0.01)
+if number == 3:
+    raise RuntimeError("half a deployment")
+"""
+
+
+@pytest.mark.usefixtures("unmeasured")
+async def test_a_reload_that_fails_across_an_upgrade_leaves_what_the_successor_has_bound(
+    tmp_path: Path,
+) -> None:
+    """What it does not bind is served by the old worker, and then closed."""
+    config, folder, removed = tmp_path / "server.toml", tmp_path / "imports", tmp_path / "removed.sock"
+    folder.mkdir()
+    flags = ("-c", str(config), "--preload", "--max-connections", "1", "--graceful-timeout", "60")
+    both = f"bind = ['127.0.0.1:0', 'unix:{removed}']\n"
+    config.write_text(both)
+    module = tmp_path / "slow.py"
+    module.write_text((Path(__file__).parent / "apps.py").read_text() + SLOW_TO_IMPORT)
+    environment = {"FOLDER": str(folder)}
+    async with serve_command(f"{module}:app", *flags, workers=1, bind=None, env=environment) as server:
+        (worker,) = workers_of(server)
+        async with held_request(server) as held, connect(f"unix:{removed}") as queued:
+            await queued.send(encode_request("GET", "/pid"))
+            config.write_text("bind = ['127.0.0.1:0']\n")
+            server.send_signal(signal.SIGUSR2)
+            successor = int((await server.stderr.wait_for(r"the new supervisor is pid (\d+)"))[1])
+            await server.stdout.wait_for("importing 2")
+            config.write_text(both)
+            os.kill(successor, signal.SIGHUP)
+            Path(f"{folder}.may-import-2").touch()
+            await server.stderr.wait_for("reloading: SIGHUP")
+            await server.stdout.wait_for("importing 3")
+            await server.stderr.wait_for("draining 1 workers: replaced by pid")
+            assert int((await queued.read_response()).body) == worker
+            Path(f"{folder}.may-import-3").touch()
+            await server.stderr.wait_for("reload failed, serving on as before: .*half a deployment")
+            await until(lambda: not removed.exists(), "the end of what is not bound")
+            await held.send(b"!")
+            assert (await held.read_response("POST")).body == b"done!"
+        assert (await server.get()).status == 200
+        os.kill(successor, signal.SIGTERM)
+        assert await server.wait() == 0
 
 
 async def test_preloading_can_be_turned_on_by_a_reload(tmp_path: Path) -> None:

@@ -133,6 +133,9 @@ class Renewals:
                     stay()
         except (OSError, ConfigError) as failure:
             error = str(failure)
+        # Failed or not: we may have taken over meanwhile; before that, what our predecessor has bound is its own.
+        if supervisor.predecessor is None and not supervisor.pool.stopping:
+            supervisor.store.drop_others(supervisor.config)
         if supervisor.state == "draining":
             supervisor.log.info("the reload ends with the server")
         elif error:
@@ -166,8 +169,6 @@ class Renewals:
             supervisor.config = before
             store.drop(opened)
             return failure
-        if supervisor.predecessor is None:  # otherwise they are its, until we take over
-            store.drop_others(config)
         self._follow(before, config)
         if (
             config.workers != before.workers and config.workers != 0

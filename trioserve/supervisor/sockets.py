@@ -102,14 +102,14 @@ class SocketStore:
             if listeners is not None:
                 listeners.close()
 
-    def others(self, config: Config) -> list[str]:
-        """What `config` does not bind any more; what the service manager has opened stays."""
-        kept = (*_binds(config), ACTIVATED, ACTIVATED_PLAIN)
-        return [bind for bind in self._opened if bind not in kept]
-
     def drop_others(self, config: Config) -> None:
-        """Close these."""
-        self.drop(self.others(config))
+        """Close what `config` does not bind any more; what the service manager has opened stays."""
+        kept = (*_binds(config), ACTIVATED, ACTIVATED_PLAIN)
+        self.drop([bind for bind in self._opened if bind not in kept])
+
+    def unserved(self, served: set[socket.socket]) -> list[str]:
+        """Those of which no socket is among the `served`."""
+        return [bind for bind, found in self._opened.items() if served.isdisjoint(found.sockets)]
 
     def leave_to_workers(self) -> None:
         """Close our copies: an address is given up with the last worker that listens on it. Socket files stay."""

@@ -225,7 +225,9 @@ class Supervisor:
                 self._at_end.enter_context(pid_file(self.config.pid_path))
             except ConfigError as error:
                 self.log.error("%s", error)
-            self.predecessor.replace(self.store.others(self.config))
+            # Whatever a reload makes of the configuration meanwhile, this is what our workers serve on now.
+            served = {sock for worker in self.pool.ready() for sock in worker.sockets}
+            self.predecessor.replace(self.store.unserved(served))
             self.predecessor = None
             if not self._renewals.is_running:  # else that knows when
                 self.store.drop_others(self.config)  # what it has bound and we do not is nobody's any more
