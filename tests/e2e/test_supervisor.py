@@ -410,6 +410,25 @@ async def test_a_reload_is_followed_by_the_supervisor_too_and_what_is_not_is_nam
     assert "stopped\n" not in log.read_text()
 
 
+async def test_what_a_reload_has_opened_is_served_to_the_end_of_the_server(tmp_path: Path) -> None:
+    config, control, added = tmp_path / "server.toml", str(tmp_path / "control"), tmp_path / "added.sock"
+    config.write_text("bind = ['127.0.0.1:0']\npre_drain_delay = 60\n")
+    flags = ("-c", str(config), "--control", control)
+    async with supervised(*flags, workers=1, bind=None) as server:
+        config.write_text(f"bind = ['127.0.0.1:0', 'unix:{added}']\npre_drain_delay = 60\n")
+        server.send_signal(signal.SIGHUP)
+        await server.stderr.wait_for("draining: reload")
+        server.send_signal(signal.SIGTERM)
+        await server.stderr.wait_for("the reload ends with the server")
+        async with connect(f"unix:{added}") as client:
+            assert (await client.get("/")).status == 200
+        status = await run_to_end(*trioserve_command("ctl", "status", "--json", "--control", control))
+        assert json.loads(status.stdout.text)["addresses"] == [f"http://{server.address}", f"unix:{added}"]
+        server.send_signal(signal.SIGTERM)
+        assert await server.wait() == 0
+    assert not added.exists()
+
+
 async def test_a_reload_reads_a_python_module_again(tmp_path: Path) -> None:
     (tmp_path / "settings.py").write_text(
         "class Local(Exception): ...\ncontain_errors = [Local]\nworkers = 1\n"

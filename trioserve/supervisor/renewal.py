@@ -165,6 +165,8 @@ class Renewals:
         self._generation += 1
         failure = await self._roll_out(await supervisor.prepared(supervisor.orders(self._generation)))
         supervisor.preloads.keep(supervisor.pool.orders)
+        if failure and supervisor.pool.stopping:
+            return failure  # until they end, workers of the new generation serve on what was opened for them
         if failure:
             supervisor.config = before
             store.drop(opened)

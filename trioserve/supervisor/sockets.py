@@ -26,6 +26,7 @@ class SocketStore:
 
     def __init__(self) -> None:
         self._opened: dict[str, Listeners] = {}
+        self._left: list[str] = []  # addresses on which only workers still listen
 
     def __repr__(self) -> str:
         return f"<SocketStore {', '.join(self._opened)}>"
@@ -48,7 +49,7 @@ class SocketStore:
 
     def addresses(self, config: Config) -> list[str]:
         """Where they can be reached, by what `config` has spoken there."""
-        found: list[str] = []
+        found = list(self._left)
         for bind in self._binds(config):
             listeners = self._opened.get(bind)
             if listeners is not None:  # else it was handed over
@@ -111,8 +112,9 @@ class SocketStore:
         """Those of which no socket is among the `served`."""
         return [bind for bind, found in self._opened.items() if served.isdisjoint(found.sockets)]
 
-    def leave_to_workers(self) -> None:
+    def leave_to_workers(self, config: Config) -> None:
         """Close our copies: an address is given up with the last worker that listens on it. Socket files stay."""
+        self._left = self.addresses(config)
         for listeners in self._opened.values():
             listeners.close_sockets()
 

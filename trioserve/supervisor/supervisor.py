@@ -288,7 +288,7 @@ class Supervisor:
         self.log.info("draining %d workers: %s", len(self.pool.workers), reason)
         # Before the workers hear of it: who connects once the last of them has stopped to accept is to be turned away,
         # not to be queued for nobody and reset when all is over.
-        self.store.leave_to_workers()
+        self.store.leave_to_workers(self.config)
         self.pool.stop(reason)
 
     def stop(self, reason: str) -> None:
