@@ -120,7 +120,7 @@ def test_whatever_is_the_dictionary_it_gives_the_source(
     dictionary: bytes, begin: int, end: int, more: bytes
 ) -> None:
     source = (dictionary[begin:] + more + dictionary[:end]) * 3 + b"."
-    coding = make_dcz(hashlib.sha256(dictionary).digest(), lambda: dictionary)
+    coding = make_dcz(hashlib.sha256(dictionary).digest(), len(dictionary), lambda: dictionary)
     encoder = coding.begin(len(source))
     parts = [encoder.feed(source[at : at + 700]) for at in range(0, len(source), 700)]
     assert decode(b"".join([encoder.head, *parts, encoder.finish()]), dictionary) == source
@@ -157,7 +157,7 @@ def test_the_window_is_one_that_clients_must_take(dictionary: int, source: int, 
 def test_the_frame_asks_for_no_larger_window(dictionary: int, source: int) -> None:
     old = random.Random(3).randbytes(dictionary)
     new = (old + old)[:source]
-    encoder = make_dcz(hashlib.sha256(old).digest(), lambda: old).begin(source)
+    encoder = make_dcz(hashlib.sha256(old).digest(), len(old), lambda: old).begin(source)
     data = encoder.head + encoder.feed(new) + encoder.finish()
     assert decode(data, old) == new
     frame = zstandard.get_frame_parameters(data[40:])
@@ -196,7 +196,7 @@ def test_the_standard_librarys_zstd_does_as_well(
         ZstdCompressor, ZstdDict, CompressionParameter = Stdlib, Dictionary, Kinds
 
     monkeypatch.setattr(sibling_encoders, "find_zstd", lambda: Module)
-    made = make_dcz(FIRST[:32], lambda: bytes(size)).begin(5000).feed(b"x")
+    made = make_dcz(FIRST[:32], size, lambda: bytes(size)).begin(5000).feed(b"x")
     assert made == repr(({"level": level, "window": 13}, (size, "prefix"), 5000)).encode()
 
 
@@ -307,6 +307,25 @@ def test_who_finds_nothing_is_told(old: Path, new: Path, capsys: pytest.CaptureF
     assert f"--dictionary {old}: nothing here is a later state of it" in capsys.readouterr().err
 
 
+def test_a_dictionary_that_no_window_reaches_back_over_is_refused_once(
+    old: Path, new: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = make(tmp_path / "words.dat", b"")
+    os.truncate(words, 128 * MIB + 1)
+    for name in ("a.html", "b.html"):
+        make(new / name, FIRST)
+    flags = ["--codings", "dcz", "--dictionary", f"{words}=*.html", "--dictionary", str(old)]
+    assert run(new, *flags) == precompress.EXIT_FAILED
+    assert files(new) == {"a.html", "b.html", "sub/app.js", dcz("sub/app.js", FIRST)}
+    assert capsys.readouterr().err == "words.dat: too large for a dictionary, which has up to 128.0 MiB\n"
+
+
+def test_a_large_dictionary_takes_its_time() -> None:
+    source = Source(b"", b"a.html", 5000, OLD, {})
+    small, large = (Task(source, make_dcz(FIRST[:32], size, bytes)).weight for size in (0, MIB))
+    assert large - small == 20 * MIB
+
+
 # -- what goes wrong -----------------------------------------------------------------------------------------
 
 
@@ -347,7 +366,7 @@ def test_a_dictionary_that_is_not_what_it_was_makes_no_sibling(old: Path, new: P
     found = before.find(root, source)
     assert found is not None
     make(old / "sub" / "app.js", FIRST + b"changed")
-    result = write_sibling(root, Task(source, make_dcz(found.digest, found.read)), Event())
+    result = write_sibling(root, Task(source, make_dcz(found.digest, found.size, found.read)), Event())
     assert (result.outcome, result.reason) == (
         Outcome.FAILED,
         "its dictionary changed meanwhile; run this again",

@@ -17,8 +17,9 @@ from pathlib import Path
 from trioserve.errors import ConfigError, UsageError
 from trioserve.static.confine import ConfinedRoot
 from trioserve.static.field_rules import without_hash
+from trioserve.static.sibling_encoders import LARGEST_DICTIONARY
 from trioserve.static.sibling_writer import Source, Tree
-from trioserve.static.text import name_as_text
+from trioserve.static.text import name_as_text, size_as_text
 
 # Whose --help tells more of what is wrong here.
 COMMAND = "trioserve precompress"
@@ -69,6 +70,7 @@ class OldFiles:
         self.problems: list[tuple[bytes, str]] = []
         self.found = False
         self._known: dict[bytes, OldFile] = {}
+        self._too_large: set[bytes] = set()
         name, pattern = text, ""
         if "=" in text and not Path(text).exists():
             name, _, pattern = text.rpartition("=")
@@ -96,17 +98,24 @@ class OldFiles:
     def find(self, root: ConfinedRoot, source: Source) -> OldFile | None:
         """The old file that is to be the dictionary of `source`, below `root`.
 
-        None if there is none, and if it is the same: who has that needs no other.
+        None if there is none, if it is too large, which is a problem then, and if it is the same: who has that needs no
+        other.
 
         Raises:
             OSError, NotServed: one of them cannot be read.
         """
         path = self._choose(source.path)
-        if path is None:
+        if path is None or path in self._too_large:
             return None
         old = self._known.get(path)
         if old is None:
-            content = _read(self._root, path)
+            with os.fdopen(self._root.open(path).fd, "rb") as file:
+                if os.fstat(file.fileno()).st_size > LARGEST_DICTIONARY:
+                    self._too_large.add(path)
+                    most = size_as_text(LARGEST_DICTIONARY)
+                    self.problems.append((path, f"too large for a dictionary, which has up to {most}"))
+                    return None
+                content = file.read()
             old = OldFile(self._root, path, len(content), hashlib.sha256(content).digest())
             self._known[path] = old
         if old.size == source.size and hashlib.sha256(_read(root, source.path)).digest() == old.digest:

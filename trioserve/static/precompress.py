@@ -32,7 +32,7 @@ from trioserve.static.codings import DCZ, SUFFIXES, coding_of
 from trioserve.static.confine import ConfinedRoot, NotServed
 from trioserve.static.old_files import COMMAND, OldFile, OldFiles, matcher
 from trioserve.static.progress import ProgressLine
-from trioserve.static.sibling_encoders import Coding, available_codings, make_dcz
+from trioserve.static.sibling_encoders import LARGEST_DICTIONARY, Coding, available_codings, make_dcz
 from trioserve.static.sibling_writer import (
     Outcome,
     Result,
@@ -174,7 +174,7 @@ def build_precompress_parser() -> CommandParser:
         action="append",
         default=[],
         help="what clients may have: the directory of an earlier release, a file, or FILE=PATTERN to name the files "
-        "that it is the dictionary of (repeatable)",
+        f"that it is the dictionary of (repeatable); up to {size_as_text(LARGEST_DICTIONARY)}, read anew for each file",
     )
     parser.add_argument(
         "--min-size",
@@ -280,7 +280,7 @@ def _precompress(
     for path, reason in itertools.chain(tree.problems, *(each.problems for each in old_files)):
         report.problem(path, reason)
     for each in old_files:
-        if not each.found:
+        if not each.found and not each.problems:
             report.remark(f"--dictionary {name_as_text(each.text)}: nothing here is a later state of it")
     # Whether a sibling that needs a dictionary is worth it is seen by the others.
     if _Crew(tree.root, tasks, asked.jobs).run(report):
@@ -318,7 +318,7 @@ def _dcz_codings(tree: Tree, source: Source, old_files: Sequence[OldFiles], repo
         else:
             if old is not None:
                 found[old.digest] = old  # several releases may have the same
-    return [make_dcz(old.digest, old.read) for old in found.values()]
+    return [make_dcz(old.digest, old.size, old.read) for old in found.values()]
 
 
 class _Crew:

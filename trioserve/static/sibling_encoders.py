@@ -32,6 +32,9 @@ _LARGEST_BROTLI_WINDOW: Final = 24
 _DCZ_WINDOW: Final = 8 << 20
 _LARGEST_DCZ_WINDOW: Final = 128 << 20
 
+#: Beyond this the start of a dictionary is out of reach whatever the source.
+LARGEST_DICTIONARY: Final = _LARGEST_DCZ_WINDOW
+
 # Levels from 13 on put all of the dictionary into a tree before the first byte, which cannot be stopped: a second for 1
 # MiB, a minute and more for 9. What two releases have in common is found by level 12 as well.
 _LARGEST_TREE: Final = 1 << 20
@@ -55,12 +58,14 @@ class Coding:
         begin: makes the encoder for a source of so many bytes; they must be as many.
         cost: time it takes for a byte, relative to gzip; for the progress bar and to begin with what takes longest.
         dictionary: SHA-256 of the one that is needed.
+        dictionary_size: bytes of it; each encoder works through them before the source.
     """
 
     name: bytes
     begin: Callable[[int], Encoder]
     cost: int
     dictionary: bytes | None = None
+    dictionary_size: int = 0
 
     @property
     def suffix(self) -> bytes:
@@ -102,11 +107,12 @@ def dcz_window(dictionary: int, source: int) -> int:
     return max((source - 1).bit_length(), 10) if source <= most else most.bit_length() - 1
 
 
-def make_dcz(digest: bytes, read: Callable[[], bytes]) -> Coding:
+def make_dcz(digest: bytes, dictionary_size: int, read: Callable[[], bytes]) -> Coding:
     """The coding with one dictionary.
 
     Args:
         digest: its SHA-256.
+        dictionary_size: in bytes.
         read: returns the dictionary, in the thread that needs it.
     """
 
@@ -115,7 +121,7 @@ def make_dcz(digest: bytes, read: Callable[[], bytes]) -> Coding:
         encoder = _dcz_encoder(find_zstd(), dictionary, size)
         return Encoder(encoder.compress, encoder.flush, dcz_head(digest))
 
-    return Coding(DCZ, begin, 20, digest)
+    return Coding(DCZ, begin, 20, digest, dictionary_size)
 
 
 def _dcz_encoder(module: Any, dictionary: bytes, size: int) -> Any:

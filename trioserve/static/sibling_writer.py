@@ -198,7 +198,7 @@ class Task:
     @property
     def weight(self) -> int:
         """How long it takes, compared with others."""
-        return (self.source.size + _FIXED_COST) * self.coding.cost
+        return (self.source.size + self.coding.dictionary_size + _FIXED_COST) * self.coding.cost
 
     @property
     def weight_done(self) -> int:
