@@ -607,6 +607,35 @@ async def test_who_has_yet_to_take_over_is_not_upgraded(tmp_path: Path) -> None:
         assert await server.wait() == 0
 
 
+@pytest.mark.parametrize("succeeds", [False, True], ids=["failing", "succeeding"])
+async def test_a_reload_waits_for_the_end_of_an_upgrade(succeeds: bool, tmp_path: Path) -> None:
+    """The successor would not know of what it opens."""
+    may_start, config, added = tmp_path / "may-start", tmp_path / "server.toml", tmp_path / "added.sock"
+    may_start.touch()
+    config.write_text("bind = ['127.0.0.1:0']\n")
+    env, app = {"MAY_START": str(may_start)}, "tests.e2e.dying:waits_to_start"
+    async with supervised("-c", str(config), workers=1, app=app, bind=None, env=env) as server:
+        may_start.unlink()
+        server.send_signal(signal.SIGUSR2)
+        successor = int((await server.stderr.wait_for(r"the new supervisor is pid (\d+)"))[1])
+        await server.stderr.wait_for(rf"\[{successor}\] .*started, generation 1")
+        config.write_text(f"bind = ['127.0.0.1:0', 'unix:{added}']\n")
+        server.send_signal(signal.SIGHUP)
+        await server.stderr.wait_for("SIGHUP: the reload waits for the upgrade under way")
+        assert not added.exists()
+        if succeeds:
+            may_start.touch()
+            await server.stderr.wait_for(r"no reload \(SIGHUP\): the server is stopping")
+        os.kill(successor, signal.SIGTERM)
+        if not succeeds:
+            await server.stderr.wait_for("upgrade failed, serving on as before")
+            may_start.touch()
+            await server.stderr.wait_for("reloaded: generation 2")
+            assert added.exists()
+            server.send_signal(signal.SIGTERM)
+        assert await server.wait() == 0
+
+
 async def test_who_has_handed_over_is_still_told_to_stop_by_ctl() -> None:
     async with supervised("--graceful-timeout", "60", workers=1) as server, held_request(server) as client:
         server.send_signal(signal.SIGUSR2)

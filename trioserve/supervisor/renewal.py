@@ -1,8 +1,8 @@
 """A reload, whoever asks for it: the configuration and the app anew, worker by worker, and what the parent follows.
 
 `supervisor.py` makes one `Renewals`, and passes on to it what SIGHUP, `ctl reload` and the watcher of `reload.py` ask
-for. One reload runs at a time, after the first import of an app that is preloaded. What goes wrong in one, a wrong
-configuration or a new app that does not start, leaves everything as it was.
+for. One reload runs at a time, after the first import of an app that is preloaded, and none begins during an upgrade.
+What goes wrong in one, a wrong configuration or a new app that does not start, leaves everything as it was.
 
 Cancelled with the supervisor, which has stopped its workers by then.
 """
@@ -114,6 +114,11 @@ class Renewals:
     async def _run_next(self, renewal: Renewal) -> None:
         await self._may_begin.wait()
         async with self._running:
+            upgrade = self._supervisor.upgrade_under_way
+            if upgrade is not None:
+                # The successor has been told what is bound; what is opened from here on would be nobody's.
+                self._supervisor.log.info("%s: the reload waits for the upgrade under way", renewal.reason)
+                await upgrade.over.wait()
             self._next = None  # it reads now: who asks from here on may have changed something since
             renewal.error = await self._run(renewal.reason)
         renewal.done.set()
@@ -121,6 +126,7 @@ class Renewals:
     async def _run(self, reason: str) -> str:
         supervisor = self._supervisor
         if supervisor.pool.stopping:
+            supervisor.log.warning("no reload (%s): the server is stopping", reason)
             return "the server is stopping"
         supervisor.log.info("reloading: %s", reason)
         # Before there is anything that serves, the service manager waits for the end of the start, not of this.

@@ -100,6 +100,7 @@ class Supervisor:
         config: in force; a reload replaces it.
         store: the listening sockets.
         predecessor: whose place we are to take once we are ready, or None.
+        upgrade_under_way: the supervisor that is to take ours, or None.
         state: "starting", "running", "draining".
     """
 
@@ -142,7 +143,7 @@ class Supervisor:
         self._reload_config = reload_config
         self._renewals: Renewals
         self._stops = 0
-        self._upgrade: Upgrade | None = None
+        self.upgrade_under_way: Upgrade | None = None
         self._replaced = False
         self._reaping = False
         self._nursery: trio.Nursery
@@ -265,7 +266,7 @@ class Supervisor:
     def _children(self) -> set[int]:
         found = {worker.pid for worker in self.pool.workers.values()}
         found |= self.preloads.pids()
-        return found | ({self._upgrade.pid} if self._upgrade is not None else set())
+        return found | ({self.upgrade_under_way.pid} if self.upgrade_under_way is not None else set())
 
     def _reap_orphans(self) -> None:
         if not self._reaping:
@@ -281,8 +282,8 @@ class Supervisor:
     def drain(self, reason: str) -> None:
         """Have the workers finish what they have, then end."""
         self.state = "draining"
-        if self._upgrade is not None:
-            self._upgrade.call_off()  # whoever ends us does not want another one instead
+        if self.upgrade_under_way is not None:
+            self.upgrade_under_way.call_off()  # whoever ends us does not want another one instead
         if not self._replaced:
             self.notifier.stopping(f"draining: {reason}")
         self.log.info("draining %d workers: %s", len(self.pool.workers), reason)
@@ -346,7 +347,7 @@ class Supervisor:
     def upgrade(self, reason: str) -> None:
         """Start a new supervisor from the code that is installed now, and leave once it is ready."""
         # Who is yet to take over would leave a predecessor behind that waits for it in vain.
-        if self._upgrade is not None or self.predecessor is not None or self.pool.stopping:
+        if self.upgrade_under_way is not None or self.predecessor is not None or self.pool.stopping:
             self.log.warning(
                 "%s ignored: %s", reason, "stopping" if self.pool.stopping else "an upgrade is under way"
             )
@@ -361,7 +362,7 @@ class Supervisor:
         self.log.info("upgrading: %s", reason)
         try:
             with self.directory.entered():  # a new release may fail, and our workers are of the old one
-                self._upgrade = Upgrade(
+                self.upgrade_under_way = Upgrade(
                     self.store,
                     (self.scaling.low, self.scaling.high),
                     self.pool.wanted,
@@ -370,12 +371,12 @@ class Supervisor:
         except (OSError, ConfigError) as error:
             self.log.error("upgrade failed, serving on as before: %s", error)
             return
-        self.log.info("the new supervisor is pid %d", self._upgrade.pid)
-        self._nursery.start_soon(self._follow_upgrade, self._upgrade, name="upgrade")
+        self.log.info("the new supervisor is pid %d", self.upgrade_under_way.pid)
+        self._nursery.start_soon(self._follow_upgrade, self.upgrade_under_way, name="upgrade")
 
     async def _follow_upgrade(self, upgrade: Upgrade) -> None:
         error_text = await upgrade.wait_ready()
-        pid, self._upgrade = upgrade.pid, None
+        pid, self.upgrade_under_way = upgrade.pid, None
         if error_text:
             self.log.error("upgrade failed, serving on as before: %s", error_text)
             return

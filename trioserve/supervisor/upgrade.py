@@ -46,6 +46,7 @@ class Upgrade:
     Attributes:
         pid: its number.
         dropped: once it is ready, the binds that it does not serve on.
+        over: set when it is ready, or has ended.
     """
 
     def __init__(
@@ -66,6 +67,7 @@ class Upgrade:
             os.close(theirs)
         self.pid = pid
         self.dropped: list[str] = []
+        self.over = trio.Event()
         os.set_blocking(self._ready, False)
 
     async def wait_ready(self) -> str:
@@ -88,6 +90,7 @@ class Upgrade:
         finally:
             os.close(self._ready)
             self._process.close()
+            self.over.set()
 
     def call_off(self) -> None:
         """End it: by the signal that has it drain what it may already serve."""
