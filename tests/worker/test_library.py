@@ -21,6 +21,7 @@ import trio.testing
 
 import trioserve
 from trioserve.errors import BindError
+from trioserve.net.bind import open_listeners
 from trioserve.testing import RawClient, encode_request, no_leaks
 from trioserve.worker.worker import Worker, serve_worker
 
@@ -105,6 +106,35 @@ async def test_two_servers_in_one_nursery_do_not_meet() -> None:
         with pytest.raises(ConnectionRefusedError):
             await fetch(one)
         nursery.cancel_scope.cancel()
+
+
+async def test_who_is_to_end_while_it_starts_listens_no_more() -> None:
+    starting, may_end = trio.Event(), trio.Event()
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        try:
+            starting.set()
+            await trio.sleep_forever()
+        finally:
+            with trio.CancelScope(shield=True):
+                await may_end.wait()
+
+    listeners = open_listeners(["127.0.0.1:0"])
+    listeners.listen(5)  # as one that is inherited does
+    (address,) = listeners.addresses()
+    workers: list[Worker] = []
+    async with no_leaks(), trio.open_nursery() as nursery:
+        nursery.start_soon(
+            functools.partial(serve_worker, app, configure(), sockets=listeners, on_worker=workers.append)
+        )
+        await starting.wait()
+        workers[0].drain.begin("the test")
+        await trio.testing.wait_all_tasks_blocked(0.05)
+        try:
+            with pytest.raises(ConnectionRefusedError):
+                socket.create_connection(("127.0.0.1", int(address.rpartition(":")[2]))).close()
+        finally:
+            may_end.set()
 
 
 async def test_several_binds_and_a_unix_socket(tmp_path: Path) -> None:

@@ -184,6 +184,7 @@ class Worker:
 
     async def _give_up_startup(self, scope: trio.CancelScope) -> None:
         await self.drain.wait(DrainState.DRAINING)
+        self.listeners.close()  # the app may take its time: nobody is to be queued for who will not serve
         scope.cancel(reason=self.drain.reason)
 
     async def _serve_connections(
