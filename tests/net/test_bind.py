@@ -384,25 +384,16 @@ def test_what_is_no_socket_is_refused_and_left_alone(tmp_path: Path, kind: str) 
     assert path.exists()
 
 
-def test_a_successors_socket_file_is_not_removed(tmp_path: Path) -> None:
+@pytest.mark.parametrize("still_listens", [True, False])
+def test_a_successors_socket_file_is_not_removed(tmp_path: Path, still_listens: bool) -> None:
+    """Once we have stopped to listen many file systems give it the number that ours had."""
     path = tmp_path / "s"
     with opened(f"unix:{path}") as first:
         first.listen(5)
-        path.unlink()
-        with opened(f"unix:{path}") as second:
-            second.listen(5)
-            first.close()
-            with socket.socket(socket.AF_UNIX) as client:
-                client.connect(str(path))
-        assert not path.exists()
-
-
-def test_the_file_of_who_has_come_since_we_stopped_to_listen_is_not_removed(tmp_path: Path) -> None:
-    """Many file systems give it the number that ours had."""
-    path = tmp_path / "s"
-    with opened(f"unix:{path}") as first:
-        first.listen(5)
-        first.close_sockets()
+        if still_listens:
+            path.unlink()
+        else:
+            first.close_sockets()
         with opened(f"unix:{path}") as second:
             second.listen(5)
             first.close()

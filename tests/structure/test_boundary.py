@@ -236,22 +236,26 @@ async def test_cancelled_that_is_mixed_with_an_error_does_not_hide_it(autojump_c
     assert "Cancelled" not in repr(fault.error)
 
 
-@pytest.mark.parametrize("grouped", [False, True])
-async def test_a_cancelled_that_nobody_has_asked_for_is_an_error_like_others(grouped: bool) -> None:
-    """As a cache does that keeps what its first caller got; it must not take siblings or the server down."""
+def raising_cancelled(kept: list[BaseException], *, grouped: bool) -> Callable[..., Any]:
+    """An app that keeps a `Cancelled` of its own, and raises it when nobody cancels it any more."""
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
-        kept: list[BaseException] = []
-        with trio.CancelScope() as scope_:
-            scope_.cancel()
+        with trio.CancelScope() as own:
+            own.cancel()
             try:
                 await trio.sleep_forever()
             except trio.Cancelled as error:
-                kept.append(error)
+                kept[:] = [error]
                 raise
         raise BaseExceptionGroup("", kept) if grouped else kept[0]
 
-    received, server = await fails(app)
+    return app
+
+
+@pytest.mark.parametrize("grouped", [False, True])
+async def test_a_cancelled_that_nobody_has_asked_for_is_an_error_like_others(grouped: bool) -> None:
+    """As a cache does that keeps what its first caller got; it must not take siblings or the server down."""
+    received, server = await fails(raising_cancelled([], grouped=grouped))
     assert is_answer(received, 500)
     check(server, "A1", Verdict.REPLACE, 75)
 

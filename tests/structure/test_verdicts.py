@@ -20,7 +20,7 @@ from trioserve.structure.drain import DrainState
 from trioserve.testing import RawClient, encode_request, serving
 
 from ..apps import read_body, respond
-from .test_boundary import OwnBase, check, fails, raising
+from .test_boundary import OwnBase, check, fails, raising, raising_cancelled
 
 # -- policy --------------------------------------------------------------------------------------------------
 
@@ -152,19 +152,8 @@ async def test_the_error_that_ended_the_worker_comes_out_of_serve(error: BaseExc
 @pytest.mark.parametrize("grouped", [False, True])
 async def test_a_cancelled_that_the_app_has_kept_is_not_taken_for_the_callers(grouped: bool) -> None:
     kept: list[BaseException] = []
-
-    async def app(scope: Any, receive: Any, send: Any) -> None:
-        with trio.CancelScope() as own:
-            own.cancel()
-            try:
-                await trio.sleep_forever()
-            except trio.Cancelled as error:
-                kept.append(error)
-                raise
-        raise BaseExceptionGroup("", kept) if grouped else kept[0]
-
     with pytest.raises(BaseExceptionGroup) as caught:
-        await ending(app, fetch)
+        await ending(raising_cancelled(kept, grouped=grouped), fetch)
     (error,) = caught.value.exceptions
     assert isinstance(error, RuntimeError)
     assert (error.__cause__.exceptions == tuple(kept)) if grouped else (error.__cause__ is kept[0])

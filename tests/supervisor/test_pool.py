@@ -40,7 +40,7 @@ class FakeWorker(WorkerProcess):
         self.leaving = self.asked = self.failure = ""
         self.is_tainted, self.ends_with = False, None
         self.config, self.sockets = orders.config, ()
-        self.heartbeat_at, self.statistics, self.own_report, self.spared = None, {}, None, {}
+        self.heartbeat_at, self.statistics, self.own_report, self._spared = None, {}, None, {}
         self.heard, self.gone = trio.Event(), trio.Event()
         self._serves = serves
         self.told: list[str] = []

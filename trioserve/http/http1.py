@@ -148,7 +148,7 @@ class Http1:
             if admission is not None:
                 await admission.acquire()
                 exchange.admitted = True
-                if quick_answer is not None:
+                if quick_answer is not None and answer is not None:
                     # Nobody has held the file for it; if there was a wait, the cache may have closed it meanwhile.
                     answer = quick_answer(engine.method, raw_path, fields, worker.root_path)
             error: BaseException | None = None

@@ -118,9 +118,7 @@ class WebSocket(WebSocketWire):
             self._fail(self._fault)  # the app has had its time
             return
         if self._ahead < AHEAD:
-            self.read_ahead()  # for hubs that do not call
-            if self.messages or self._reader.held:
-                self.stream.wake_reader()  # what it waits for has just been read
+            self._read_for_reader()  # for hubs that do not call
             if self.state is not _OPEN:
                 return
         else:

@@ -175,11 +175,9 @@ class WebSocketWire(WebSocketSession):
         early, self.request.early = self.request.early, b""
         if early:
             self._take(early)
-        self.read_ahead()  # what has come meanwhile was announced when nobody listened
+        self._read_for_reader()  # what has come meanwhile was announced when nobody listened
         if worker.draining:
             self.note_drain()
-        if self.messages or self._reader.held:
-            self.stream.wake_reader()
         return full
 
     # -- reading ---------------------------------------------------------------------------------------------
@@ -225,9 +223,13 @@ class WebSocketWire(WebSocketSession):
         """Called in the next pass of the event loop."""
         self._reads_on = False
         if self.stream.on_readable is not None:  # it is not over
-            self.read_ahead()
-            if self.messages or self._reader.held:
-                self.stream.wake_reader()  # what it waits for has just been read
+            self._read_for_reader()
+
+    def _read_for_reader(self) -> None:
+        """Read ahead where the hub has not called: a task may be waiting for what is there."""
+        self.read_ahead()
+        if self.messages or self._reader.held:
+            self.stream.wake_reader()
 
     def _take_next(self) -> bool:
         """Take what was read and is held, or else what is there; False if there is nothing."""

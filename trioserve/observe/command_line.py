@@ -68,9 +68,8 @@ class CommandParser(argparse.ArgumentParser):
     def nearest_flag(self, wanted: str) -> str | None:
         """The flag that was probably meant."""
         known = [flag for action in self._actions for flag in action.option_strings]
-        near = [
-            flag for flag in known if len(wanted) > 3 and flag.startswith(wanted)
-        ]  # hypercorn takes prefixes
+        # hypercorn takes prefixes.
+        near = [flag for flag in known if len(wanted) > 3 and flag.startswith(wanted)]
         near = near or difflib.get_close_matches(wanted, known, 1)
         return near[0] if near else None
 

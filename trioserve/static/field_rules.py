@@ -67,14 +67,13 @@ class FieldRules:
     def others(self, relative: bytes) -> Sequence[tuple[bytes, bytes]]:
         """Content-Disposition and Use-As-Dictionary where they are asked for, and the operator's own fields."""
         path = _text(relative)
-        fields = list(self._headers)
-        for matches, value in self._dictionaries:
-            if matches(path):
-                fields.insert(0, (b"use-as-dictionary", value))
-                break
+        fields = []
         if any(matches(path) for matches in self._download):
-            fields.insert(0, (b"content-disposition", attachment(relative.rpartition(b"/")[2])))
-        return fields
+            fields.append((b"content-disposition", attachment(relative.rpartition(b"/")[2])))
+        dictionary = next((value for matches, value in self._dictionaries if matches(path)), None)
+        if dictionary is not None:
+            fields.append((b"use-as-dictionary", dictionary))
+        return [*fields, *self._headers]
 
 
 def _text(relative: bytes) -> str:

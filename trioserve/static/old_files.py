@@ -21,9 +21,6 @@ from trioserve.static.sibling_encoders import LARGEST_DICTIONARY
 from trioserve.static.sibling_writer import Source, Tree
 from trioserve.static.text import name_as_text, size_as_text
 
-# Whose --help tells more of what is wrong here.
-COMMAND = "trioserve precompress"
-
 
 @dataclass(frozen=True, slots=True)
 class OldFile:
@@ -89,10 +86,9 @@ class OldFiles:
                 self.problems = tree.problems
                 return
         except ConfigError as error:
-            raise UsageError(f"--dictionary: {error}", COMMAND) from None
+            raise UsageError(f"--dictionary: {error}") from None
         raise UsageError(
-            f"--dictionary: there is no file or directory {name_as_text(text)!r}; give what was served before",
-            COMMAND,
+            f"--dictionary: there is no file or directory {name_as_text(text)!r}; give what was served before"
         )
 
     def find(self, root: ConfinedRoot, source: Source) -> OldFile | None:

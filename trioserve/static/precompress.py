@@ -19,9 +19,8 @@ import stat
 import sys
 import threading
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 from typing import Final, NoReturn
@@ -30,8 +29,8 @@ from trioserve.errors import EXIT_OK, EXIT_SIGINT, EXIT_SIGTERM, ConfigError, Us
 from trioserve.observe.command_line import CommandParser, say
 from trioserve.static.codings import DCZ, SUFFIXES, coding_of
 from trioserve.static.confine import ConfinedRoot, NotServed
-from trioserve.static.old_files import COMMAND, OldFile, OldFiles, matcher
-from trioserve.static.progress import ProgressLine
+from trioserve.static.old_files import OldFile, OldFiles, matcher
+from trioserve.static.precompress_report import Report
 from trioserve.static.sibling_encoders import LARGEST_DICTIONARY, Coding, available_codings, make_dcz
 from trioserve.static.sibling_writer import (
     Outcome,
@@ -47,6 +46,7 @@ from trioserve.static.text import name_as_text, size_as_text
 
 EXIT_FAILED = 1
 
+_COMMAND: Final = "trioserve precompress"
 
 #: With its head, a response of up to a kibibyte leaves in one packet as it is: smaller would not be sooner.
 MIN_SIZE: Final = 1024
@@ -75,14 +75,19 @@ def run_precompress(argv: Sequence[str]) -> int:
         UsageError: for `cli.main` to print.
         SystemExit: after --help.
     """
-    asked = build_precompress_parser().parse(argv)
+    try:
+        return _run(build_precompress_parser().parse(argv))
+    except UsageError as error:
+        error.command = _COMMAND
+        raise
+
+
+def _run(asked: argparse.Namespace) -> int:
     if asked.clean and asked.dictionary:
-        raise UsageError(
-            "--clean removes dcz siblings whatever their dictionary: leave --dictionary out", COMMAND
-        )
+        raise UsageError("--clean removes dcz siblings whatever their dictionary: leave --dictionary out")
     # To remove siblings takes their names only.
     codings = [] if asked.clean else _chosen_codings(asked)
-    report = _Report(quiet=asked.quiet)
+    report = Report(quiet=asked.quiet)
     code = EXIT_OK
     with ExitStack() as stack:
         root = stack.enter_context(closing(_open_root(asked.directory)))
@@ -154,7 +159,7 @@ Exit codes: 0 done, {EXIT_FAILED} some could not be written, 2 usage.
 def build_precompress_parser() -> CommandParser:
     """The parser of `trioserve precompress`."""
     parser = CommandParser(
-        prog=COMMAND,
+        prog=_COMMAND,
         description="Write compressed siblings of the files below a directory, for the server to send.",
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -232,16 +237,16 @@ def _chosen_codings(asked: argparse.Namespace) -> list[Coding]:
     available = available_codings()
     named: list[bytes] | None = asked.codings
     if named and DCZ in named and not asked.dictionary:
-        raise UsageError("--codings: dcz needs a dictionary: --dictionary OLD", COMMAND)
+        raise UsageError("--codings: dcz needs a dictionary: --dictionary OLD")
     if asked.dictionary and named and DCZ not in named:
-        raise UsageError("--dictionary is for dcz, and --codings has none", COMMAND)
+        raise UsageError("--dictionary is for dcz, and --codings has none")
     if asked.dictionary and b"zstd" not in available:
-        raise UsageError(f"--dictionary: {_NO_ZSTD}", COMMAND)
+        raise UsageError(f"--dictionary: {_NO_ZSTD}")
     if any(name not in available for name in named or SUFFIXES if name != DCZ):
         if named:
-            raise UsageError(f"--codings: {_NO_ZSTD}", COMMAND)
+            raise UsageError(f"--codings: {_NO_ZSTD}")
         if not asked.quiet:
-            print(f"no .zst siblings are written: {_NO_ZSTD}", file=sys.stderr)
+            say(f"no .zst siblings are written: {_NO_ZSTD}", sys.stderr)
     return [available[name] for name in SUFFIXES if name in available and name in (named or SUFFIXES)]
 
 
@@ -249,13 +254,13 @@ def _open_root(directory: str) -> ConfinedRoot:
     path = Path(directory)
     advice = "give the directory whose files are served"
     if not directory or not path.exists():
-        raise UsageError(f"there is no directory {name_as_text(directory)!r}; {advice}", COMMAND)
+        raise UsageError(f"there is no directory {name_as_text(directory)!r}; {advice}")
     if not path.is_dir():
-        raise UsageError(f"{name_as_text(directory)!r} is not a directory; {advice}", COMMAND)
+        raise UsageError(f"{name_as_text(directory)!r} is not a directory; {advice}")
     try:
         return ConfinedRoot(directory)
     except ConfigError as error:
-        raise UsageError(str(error), COMMAND) from None
+        raise UsageError(str(error)) from None
 
 
 # -- compressing ---------------------------------------------------------------------------------------------
@@ -266,7 +271,7 @@ def _precompress(
     codings: Sequence[Coding],
     old_files: Sequence[OldFiles],
     asked: argparse.Namespace,
-    report: _Report,
+    report: Report,
 ) -> None:
     tasks: list[Task] = []
     later: list[Task] = []
@@ -276,7 +281,10 @@ def _precompress(
             by_dictionary = _dcz_codings(tree, source, old_files, report)
             later += _due(source, by_dictionary, asked, report)
             if not asked.codings or DCZ in asked.codings:
-                _remove_stale_dcz(tree, source, {coding.suffix for coding in by_dictionary}, report)
+                # What was made of another state of it, with dictionaries that are not given now.
+                due = {coding.suffix for coding in by_dictionary}
+                past = [s for s in source.siblings if s not in due and not source.has_current(s)]
+                _remove_siblings(tree, source, [s for s in past if coding_of(s) == DCZ], report)
     for path, reason in itertools.chain(tree.problems, *(each.problems for each in old_files)):
         report.problem(path, reason)
     for each in old_files:
@@ -287,17 +295,8 @@ def _precompress(
         _Crew(tree.root, later, asked.jobs).run(report)
 
 
-def _remove_stale_dcz(tree: Tree, source: Source, due: set[bytes], report: _Report) -> None:
-    """Remove what was made of another state of the source with dictionaries that are not given now."""
-    for suffix, found in source.siblings.items():
-        if coding_of(suffix) != DCZ or suffix in due or source.has_current(suffix):
-            continue
-        if stat.S_ISREG(found.st_mode):
-            _remove(tree, source.path + suffix, found.st_size, report)
-
-
 def _due(
-    source: Source, codings: Sequence[Coding], asked: argparse.Namespace, report: _Report
+    source: Source, codings: Sequence[Coding], asked: argparse.Namespace, report: Report
 ) -> Iterator[Task]:
     for coding in codings:
         if source.has_current(coding.suffix) and not asked.force:
@@ -306,7 +305,7 @@ def _due(
             yield Task(source, coding)
 
 
-def _dcz_codings(tree: Tree, source: Source, old_files: Sequence[OldFiles], report: _Report) -> list[Coding]:
+def _dcz_codings(tree: Tree, source: Source, old_files: Sequence[OldFiles], report: Report) -> list[Coding]:
     found: dict[bytes, OldFile] = {}
     for each in old_files:
         try:
@@ -338,7 +337,7 @@ class _Crew:
             for number in range(min(jobs, len(tasks)))
         ]
 
-    def run(self, report: _Report) -> bool:
+    def run(self, report: Report) -> bool:
         """Until all is done, the disk fails, or Ctrl-C; returns whether the disk has not failed."""
         finished = weight = 0
         try:
@@ -391,19 +390,24 @@ class _Crew:
 # -- cleaning ------------------------------------------------------------------------------------------------
 
 
-def _clean(tree: Tree, codings: Sequence[bytes], report: _Report) -> None:
+def _clean(tree: Tree, codings: Sequence[bytes], report: Report) -> None:
     """Remove the siblings of files that would get some, whatever their size is now."""
     for source in tree.sources():
-        for suffix, found in source.siblings.items():
-            if coding_of(suffix) in codings and stat.S_ISREG(found.st_mode):
-                _remove(tree, source.path + suffix, found.st_size, report)
+        _remove_siblings(tree, source, [s for s in source.siblings if coding_of(s) in codings], report)
     for path in tree.leftovers:
         _remove(tree, path, 0, report)
     for path, reason in tree.problems:
         report.problem(path, reason)
 
 
-def _remove(tree: Tree, path: bytes, size: int, report: _Report) -> None:
+def _remove_siblings(tree: Tree, source: Source, suffixes: Iterable[bytes], report: Report) -> None:
+    for suffix in suffixes:
+        found = source.siblings[suffix]
+        if stat.S_ISREG(found.st_mode):
+            _remove(tree, source.path + suffix, found.st_size, report)
+
+
+def _remove(tree: Tree, path: bytes, size: int, report: Report) -> None:
     try:
         removed = remove_below(tree.root, path)
     except NotServed as problem:
@@ -413,99 +417,3 @@ def _remove(tree: Tree, path: bytes, size: int, report: _Report) -> None:
     else:
         if removed:
             report.removed(path, size)
-
-
-# -- what people see -----------------------------------------------------------------------------------------
-
-
-@dataclass(slots=True)
-class _Tally:
-    """What came of the siblings of one coding; sizes are those of the ones written."""
-
-    written: int = 0
-    current: int = 0
-    not_smaller: int = 0
-    before: int = 0
-    after: int = 0
-
-    def in_words(self) -> str:
-        counts = (self.written, "written"), (self.current, "up to date"), (self.not_smaller, "not smaller")
-        text = ", ".join(f"{count:,} {word}" for count, word in counts if count)
-        return f"{text}; {_shrinking(self.before, self.after)}" if self.written else text
-
-
-def _shrinking(before: int, after: int) -> str:
-    saved = f", {100 * (before - after) // before} % saved" if before else ""
-    return f"{size_as_text(before)} -> {size_as_text(after)}{saved}"
-
-
-class _Report:
-    """Says what happens: on a terminal by a line at its foot, elsewhere by a line for each file; problems always."""
-
-    def __init__(self, *, quiet: bool) -> None:
-        self.failed = 0
-        self._quiet = quiet
-        self._tallies: dict[bytes, _Tally] = {}
-        self._removed = self._removed_bytes = 0
-        self._line = None if quiet else ProgressLine()
-
-    def tally(self, coding: bytes) -> _Tally:
-        return self._tallies.setdefault(coding, _Tally())
-
-    def note(self, task: Task, result: Result) -> None:
-        tally = self.tally(task.coding.name)
-        if result.outcome is Outcome.WRITTEN:
-            tally.written += 1
-            tally.before += result.before
-            tally.after += result.after
-            self._detail(f"{name_as_text(task.path)}: {_shrinking(result.before, result.after)}")
-        elif result.outcome is Outcome.NOT_SMALLER:
-            tally.not_smaller += 1
-            self._detail(f"{name_as_text(task.path)}: not smaller")
-        elif result.outcome is not Outcome.STOPPED:
-            self.problem(task.path, result.reason)
-
-    def removed(self, path: bytes, size: int) -> None:
-        self._removed += 1
-        self._removed_bytes += size
-        self._detail(f"{name_as_text(path)}: removed")
-
-    def problem(self, path: bytes, reason: str) -> None:
-        self.failed += 1
-        self.remark(f"{name_as_text(path) or 'the directory'}: {reason}")
-
-    def remark(self, text: str) -> None:
-        self.end()
-        say(text, sys.stderr)
-
-    def show(self, share: float, count: str, running: Sequence[Task]) -> None:
-        if self._line is not None:
-            busy = f"  {name_as_text(running[0].path)}" if running else ""
-            self._line.show(share, f"{count}{busy}")
-
-    def end(self) -> None:
-        """No line at the foot any more."""
-        if self._line is not None:
-            self._line.clear()
-
-    def summarise(self, asked: argparse.Namespace) -> None:
-        if self._quiet:
-            return
-        rows = [
-            f"{suffix.decode():<5} {text}"
-            for coding, suffix in [*SUFFIXES.items(), (DCZ, b".dcz")]
-            if coding in self._tallies and (text := self._tallies[coding].in_words())
-        ]
-        if not rows and not self.failed and not asked.clean:
-            rows = [
-                f"nothing to compress: no file of {asked.min_size:,} bytes or more has a type that shrinks"
-            ]
-        if self._removed or asked.clean:
-            rows.append(f"{self._removed:,} siblings removed, {size_as_text(self._removed_bytes)}")
-        if self.failed:
-            rows.append(f"{self.failed:,} failed")
-        say("\n".join(rows))
-
-    def _detail(self, text: str) -> None:
-        if self._line is not None and not self._line.is_shown:
-            say(text)

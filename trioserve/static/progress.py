@@ -1,6 +1,7 @@
 """A line at the foot of a terminal that says how far a command is.
 
-Used by `precompress.py`. Nothing is written where stderr is not a terminal, or one that cannot go back in its line.
+Used by `precompress_report.py`. Nothing is written where stderr is not a terminal, or one that cannot go back in its
+line.
 """
 
 from __future__ import annotations

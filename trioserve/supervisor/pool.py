@@ -40,9 +40,6 @@ _SHORTAGES = frozenset({errno.EAGAIN, errno.ENOMEM, errno.EMFILE, errno.ENFILE})
 # How long the last words of a process that has ended may take to be read, if something it started holds the link.
 _LAST_MESSAGES = 0.5
 
-# Kinds of errors that a worker was told to go on after, of which it keeps the report here: 15 kB each.
-_SPARED_MAX = 16
-
 
 class WorkerPool:
     """All workers of one supervisor.
@@ -321,8 +318,7 @@ class WorkerPool:
         verdict = self._policy.judge_taint(now, signature)
         if isinstance(verdict, Replace):
             self._log.warning("worker %d is to be replaced after %s: %s", worker.id, summary, verdict.reason)
-            worker.is_tainted = True
-            worker.own_report = worker.own_report or worker.spared.get(signature)
+            worker.condemn(signature)
             self._nursery.start_soon(
                 self._replace_tainted, worker, summary, verdict.delay, name="replacement"
             )
@@ -330,10 +326,7 @@ class WorkerPool:
         if verdict.first:
             self._log.critical("degraded: %s", verdict.reason)
         self._log.warning("worker %d goes on after %s: %s", worker.id, summary, verdict.reason)
-        worker.tell("contain")
-        if worker.own_report is not None and len(worker.spared) < _SPARED_MAX:
-            worker.spared[signature] = worker.own_report
-        worker.own_report = None  # it is not what will end it
+        worker.spare(signature)
         self.changed()
 
     async def _replace_tainted(self, worker: WorkerProcess, summary: str, delay: float) -> None:

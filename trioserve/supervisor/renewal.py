@@ -178,9 +178,8 @@ class Renewals:
             store.drop(opened)
             return failure
         self._follow(before, config)
-        if (
-            config.workers != before.workers and config.workers != 0
-        ):  # one that was changed by hand stays otherwise
+        # Otherwise one that was changed by hand stays.
+        if config.workers != before.workers and config.workers != 0:
             supervisor.scale_to(supervisor.scaling.set(config.workers), "reload")
         return ""
 

@@ -43,6 +43,9 @@ _LAST_STACKS = 1.0
 # A report that could not be sent any more, and stacks.
 _LAST_WORDS_LIMIT = SIZE_LIMIT + 64 * 1024
 
+# Kinds of errors that a worker was told to go on after, of which the report is kept here: 15 kB each.
+_SPARED_MAX = 16
+
 
 # What `packed` has made; nobody changes a configuration that is in force.
 _packed: WeakKeyDictionary[Config, str] = WeakKeyDictionary()
@@ -97,7 +100,6 @@ class WorkerProcess:
         failure: why it could not start, as it has said, fit for a line of the log; or "".
         statistics: the last heartbeat.
         own_report: the crash report it has sent, or None.
-        spared: reports of errors that it was told to go on after, by signature; it does not send them again.
     """
 
     def __init__(self, number: int, place: int, orders: Orders, now: float) -> None:
@@ -118,7 +120,7 @@ class WorkerProcess:
         self.heartbeat_at: float | None = None
         self.statistics: dict[str, Any] = {}
         self.own_report: dict[str, Any] | None = None
-        self.spared: dict[str, dict[str, Any]] = {}
+        self._spared: dict[str, dict[str, Any]] = {}  # reports that it does not send again, by signature
         self.heard = trio.Event()
         self.gone = trio.Event()
         self._answers: dict[str, tuple[trio.Event, list[str]]] = {}
@@ -166,6 +168,18 @@ class WorkerProcess:
     def lived(self, now: float) -> float:
         """Seconds since it became ready; since its start if it never did."""
         return now - (self.started_at if self.ready_at is None else self.ready_at)
+
+    def condemn(self, signature: str) -> None:
+        """It is to be replaced for an error of this signature."""
+        self.is_tainted = True
+        self.own_report = self.own_report or self._spared.get(signature)
+
+    def spare(self, signature: str) -> None:
+        """It is to go on after an error of this signature, whose report it sends only once."""
+        self.tell("contain")
+        if self.own_report is not None and len(self._spared) < _SPARED_MAX:
+            self._spared[signature] = self.own_report
+        self.own_report = None  # it is not what will end it
 
     def stay(self) -> None:
         """Its replacement has come to nothing: it goes on, and if it is tainted it may ask again."""
