@@ -176,7 +176,7 @@ async def test_a_push_whose_task_is_cancelled_meanwhile_wakes_it_only_once() -> 
 
 async def test_when_its_time_is_up_the_hub_wakes_the_tasks_instead(monkeypatch: pytest.MonkeyPatch) -> None:
     """However many peers have made room at once, who has something to read is served in between."""
-    monkeypatch.setattr(epoll_hub, "_PUSH_SECONDS", 0.0)
+    monkeypatch.setattr(epoll_hub, "_BUSY_SECONDS", 0.0)
     async with running_hub("epoll") as hub:
         with full_socket(hub) as (watch, ours, peer):
             pusher = Pusher(ours, 99)

@@ -7,7 +7,6 @@ does all the waiting. Cancelling it closes the connection: what of a response is
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 import trio
@@ -16,13 +15,12 @@ from trioserve.asgi.exchange import ResponseState
 from trioserve.errors import IncompleteResponse, RequestRefused, TaskLeak
 from trioserve.http.engine import Engine
 from trioserve.http.http1_exchange import Http1Exchange
+from trioserve.http.http1_quick import QuickAnswers, find_quick_answer
 from trioserve.http.http1_websocket import serve_upgrade
 from trioserve.http.http_exchange import LATE_STATUS, log_exchange
-from trioserve.http.response import minimal_response, prepare_message
+from trioserve.http.response import minimal_response
 from trioserve.net.transport import BODY_READ_SIZE, READ_SIZE
 from trioserve.observe.in_flight import NO_REQUEST, PATH_SIZE
-from trioserve.static.answers import Answer
-from trioserve.static.request_fields import pick_fields
 from trioserve.structure.boundary import ROWS, Fault, is_cancellation
 from trioserve.structure.context import ConnectionContext
 from trioserve.structure.deadlines import NEVER
@@ -80,22 +78,18 @@ class Http1:
         engine = self.engine
         task = connection.task
         app = worker.app
-        # An app may have its answer ready before there is a scope to ask with. Its type must say so: a wrapper that
-        # hands on what it does not have itself may be there to look at each request first.
-        has_quick = getattr(type(app), "quick_answer", None) is not None
-        quick_answer = app.quick_answer if has_quick else None  # type: ignore[attr-defined]
+        admission = worker.admission
+        find_quick = find_quick_answer(app)
+        quick = None if find_quick is None else QuickAnswers(connection, engine, find_quick)
         answer = None
-        raw_path = b""
-        fields: Mapping[bytes, bytes] | None = None
-        # Nothing has to be noted of a request but that there was one.
-        plain = worker.access_log is None and worker.admission is None
+        # Where something has to be noted of each request, nobody answers in this task's place.
+        pull = quick.pull if quick is not None and worker.access_log is None and admission is None else None
         clock = worker.clock
         keep_alive = worker.timeouts.keep_alive
         most_requests = worker.limits.keep_alive_requests if keep_alive else 0
         request_timeout = worker.timeouts.request
         timed = request_timeout is not NEVER
         new_context = worker.base_context.copy
-        admission = worker.admission
         path_cell: Any = None
         whole_cell: Any = None
         listed_method = ""
@@ -110,7 +104,13 @@ class Http1:
                 if data is None:
                     if worker.draining and connection.idle and not connection.may_get_last_request():
                         return
-                    await watch.wait_readable(task)
+                    await watch.wait_readable(task, pull)
+                    if quick is not None:
+                        if quick.has_head:
+                            break
+                        data = quick.take()
+                        if data is not None:
+                            continue
                 elif not data:
                     return
                 elif connection.phase != "request_head" and engine.in_head:
@@ -121,41 +121,45 @@ class Http1:
                 data = transport.recv_nowait() if watch.readable or worker.draining else None
 
             # -- run the app on it
-            connection.requests = number = connection.requests + 1
-            if quick_answer is not None:
-                fields = engine.fields
-                if fields is None:
-                    fields = pick_fields(engine.headers)
-                raw_path = engine.target.partition(b"?")[0]
-                answer = quick_answer(engine.method, raw_path, fields, worker.root_path)
-                if answer is not None and plain and number < most_requests and self._answer_now(answer):
-                    answer = None
-                    data = engine.leftover
-                    if not data:
-                        data = transport.recv_nowait() if watch.readable or worker.draining else None
-                    if data:
-                        await trio.lowlevel.checkpoint()
-                    continue
+            if quick is None:
+                connection.requests += 1
+            else:
+                if quick.has_head:
+                    quick.has_head = False
+                    if quick.answer is not None and connection.exchange is None:
+                        quick.answer = quick.ask()  # nobody has held its file since
+                else:
+                    connection.requests += 1
+                    if quick.answer_now():
+                        data = engine.leftover
+                        if not data:
+                            data = transport.recv_nowait() if watch.readable or worker.draining else None
+                        if data:
+                            await trio.lowlevel.checkpoint()
+                        continue
+                answer, quick.answer = quick.answer, None
             connection.phase = "request"
             connection.deadline = NEVER
             exchange = self.exchange
             if exchange is None:
                 connection.exchange = exchange = Http1Exchange(
-                    connection, engine, clock(), engine.keep_alive and number < most_requests
+                    connection, engine, clock(), engine.keep_alive and connection.requests < most_requests
                 )
             if timed or watch.hangup:
                 connection.begin_handler(exchange.started_at + request_timeout)
             if admission is not None:
                 await admission.acquire()
                 exchange.admitted = True
-                if quick_answer is not None and answer is not None:
+                if quick is not None and answer is not None:
                     # Nobody has held the file for it; if there was a wait, the cache may have closed it meanwhile.
-                    answer = quick_answer(engine.method, raw_path, fields, worker.root_path)
+                    answer = quick.ask()
             error: BaseException | None = None
             try:
                 if answer is None:
                     scope = exchange.scope()
                     raw_path = scope["raw_path"]
+                else:
+                    raw_path = engine.target.partition(b"?")[0]
                 if slot is not None:
                     # For the supervisor, should this be the end of the process.
                     if engine.method is not listed_method:
@@ -209,55 +213,6 @@ class Http1:
             if data:
                 # Here already: there will be no wait, so give way, and let the new context take effect.
                 await trio.lowlevel.checkpoint()
-
-    def _answer_now(self, answer: Answer) -> bool:
-        """Write a prepared response in a call or two and without an exchange; False if that was not all of it.
-
-        Raises:
-            OSError: the connection is broken.
-        """
-        connection = self.connection
-        worker = connection.worker
-        engine = self.engine
-        transport = connection.transport
-        if (
-            engine.method != "GET"
-            or not engine.keep_alive
-            or not engine.body_complete
-            or engine.version != "1.1"
-            or worker.draining
-            or transport.watch.hangup
-        ):
-            return False
-        now = worker.clock()
-        message = answer.message
-        if message is None or now >= answer.message_until:
-            message = prepare_message(answer, worker.response_defaults, now)
-            if message is None:
-                return False
-        size = len(message)
-        file = answer.file
-        if file is None:
-            sent = transport.send_nowait(message)
-        else:
-            span = answer.only_span()
-            if span is None:
-                return False
-            length = span.stop - span.start
-            size += length
-            begun = worker.files.begin(transport, message, file, span.start, length, now)
-            if begun is None:
-                return False
-            sent = begun
-        if sent < size:
-            connection.exchange = exchange = Http1Exchange(connection, engine, now, True)
-            exchange.take_rest(answer, message, sent)
-            return False
-        connection.phase = "keep_alive"
-        connection.deadline = deadline = now + worker.timeouts.keep_alive
-        if deadline < connection.armed_at:
-            worker.deadlines.arm(connection)
-        return True
 
     def _discard_body(self) -> bool:
         """Throw away what is left of the request body; False if it is too much or not here yet."""

@@ -1,7 +1,8 @@
 """The hub of Linux: all descriptors in one edge-triggered epoll with `EPOLLRDHUP` (epoll(7)).
 
 That epoll is itself the only descriptor trio waits for. A ready descriptor wakes its task through
-`trio.lowlevel.reschedule`; where a task waits only to write on (`wait_writable(push)`), the hub writes in its place.
+`trio.lowlevel.reschedule`; where what a task waits for can be done without it (`wait_writable(push)`,
+`wait_readable(pull=...)`), the hub does it in its place.
 Cancelling a wait leaves the descriptor watched and the hub consistent; cancelling `run()` stops all wake-ups.
 """
 
@@ -24,8 +25,8 @@ from trioserve.net.watch import WOKEN, Watch
 # Enough for a full turn of a busy worker; more would only lengthen the turn before tasks run.
 _EVENTS_PER_POLL = 512
 
-# How long the hub may write in the place of waiting tasks before those run that it has woken (seconds).
-_PUSH_SECONDS = 0.002
+# How long the hub may read and write in the place of waiting tasks before those run that it has woken (seconds).
+_BUSY_SECONDS = 0.002
 
 if hasattr(select, "epoll"):
     _EPOLLOUT = select.EPOLLOUT
@@ -39,7 +40,7 @@ if hasattr(select, "epoll"):
 class EpollWatch(Watch):
     """A descriptor in the edge-triggered epoll of an `EpollHub`."""
 
-    __slots__ = ("_hub", "_push", "_read_request")
+    __slots__ = ("_hub", "_push", "_read_request", "pull")
 
     calls_on_writable = True
 
@@ -48,13 +49,17 @@ class EpollWatch(Watch):
         self._hub = hub
         self._read_request: Any = None
         self._push: Callable[[], bool] | None = None  # of the task that waits to write
+        self.pull: Callable[[], bool] | None = None  # of the reader
 
     @types.coroutine
-    def wait_readable(self, task: Task | None = None) -> Generator[Any, Any, None]:
+    def wait_readable(
+        self, task: Task | None = None, pull: Callable[[], bool] | None = None
+    ) -> Generator[Any, Any, None]:
         if self.reader is not None or self.closed:
             self._check_open(self.reader, "read")
         if not self.readable:
             self.reader = task or current_task()
+            self.pull = pull
             request = self._read_request
             if request is None:
                 request = self._read_request = _request_of(self._abort_read)
@@ -89,8 +94,8 @@ class EpollWatch(Watch):
         self.hangup_waiter = None
         return Abort.SUCCEEDED
 
-    def note_rarer(self, mask: int) -> None:
-        """What an event says besides "readable": room to write, FIN, RST."""
+    def note_rarer(self, mask: int) -> bool:
+        """What an event says besides "readable": room to write, FIN, RST. False if that was room, and it is used up."""
         if mask & _HANGUP:
             self.note_hangup(reset=bool(mask & _RESET))
         if mask & _WRITING:
@@ -103,21 +108,24 @@ class EpollWatch(Watch):
             # What `writes_when_readable` asks for comes with every arrival: the descriptor is writable then as well.
             task, push, callback = self.writer, self._push, self.on_writable
             if push is not None and self._hub.has_time() and not push():
-                return
+                return bool(mask & _HANGUP)
             if self.writer is not task:
-                return  # what it pushed has met the end of the connection
+                return True  # what it pushed has met the end of the connection
             self.writer = self._push = self.on_writable = None
             if task is not None:
                 reschedule(task)
             elif callback is not None:
                 callback()
+        return True
 
     def close(self) -> None:
         if not self.closed:
             self.closed = True
             self._read_request = None
             self._hub.forget(self.fd)
-            self.on_hangup = self.on_readable = self.on_writable = self.look_ahead = self._push = None
+            self.on_hangup = self.on_readable = self.on_writable = self.look_ahead = self._push = (
+                self.pull
+            ) = None
             for name in ("reader", "writer", "hangup_waiter"):
                 task = getattr(self, name)
                 if task is not None:
@@ -135,7 +143,7 @@ class EpollHub:
     def __init__(self) -> None:
         self._epoll = select.epoll()
         self._watched: dict[int, EpollWatch] = {}
-        self._push_end = 0.0  # of this turn's time for pushing; 0.0 as long as nobody has asked
+        self._busy_until = 0.0  # the end of this turn's time for reading and writing
 
     def __repr__(self) -> str:
         return f"<EpollHub watching {len(self._watched)}>"
@@ -158,11 +166,8 @@ class EpollHub:
             self._epoll.unregister(fd)
 
     def has_time(self) -> bool:
-        """Whether bytes may still be written from the hub's task in this turn; else their tasks are woken for it."""
-        now = time.monotonic()
-        if not self._push_end:
-            self._push_end = now + _PUSH_SECONDS
-        return now < self._push_end
+        """Whether this turn may go on reading and writing in the place of tasks; else they are woken for it."""
+        return time.monotonic() < self._busy_until
 
     async def run(self) -> None:
         """Dispatch readiness until cancelled."""
@@ -172,27 +177,39 @@ class EpollHub:
         while True:
             # Waiting through trio each turn keeps the hub fair: one turn of wake-ups, then everyone else runs.
             await trio.lowlevel.wait_readable(epoll_fd)
-            dispatch(poll(0, _EVENTS_PER_POLL))
+            self._busy_until = time.monotonic() + _BUSY_SECONDS
+            # A peer that reads fast has often made room again meanwhile: a turn of trio's loop costs more than a look.
+            while dispatch(poll(0, _EVENTS_PER_POLL)):
+                pass
 
-    def _dispatch(self, events: list[tuple[int, int]]) -> None:
+    def _dispatch(self, events: list[tuple[int, int]]) -> bool:
+        """Deal with what has come; True if that was room to write, used up already, and nothing else."""
         watched = self._watched
-        self._push_end = 0.0
+        monotonic, busy_until = time.monotonic, self._busy_until
+        other = not events
         for fd, mask in events:
             watch = watched.get(fd)
             if watch is None:
                 continue
             if mask != _EPOLLOUT:
+                other = True
                 watch.readable = True
                 task = watch.reader
                 if task is not None:
-                    watch.reader = None
-                    reschedule(task, WOKEN)
+                    pull = watch.pull
+                    # A FIN behind the data is the task's to see: only it is told of a hangup before it reads.
+                    wakes = pull is None or mask != _DATA or monotonic() >= busy_until or pull()
+                    # What was pulled may have ended the wait.
+                    if wakes and watch.reader is task:
+                        watch.reader = None
+                        reschedule(task, WOKEN)
                 elif watch.on_readable is not None:
                     watch.on_readable()
                 elif watch.look_ahead is not None:
                     watch.look_ahead()
-            if mask != _DATA or watch.writing:
-                watch.note_rarer(mask)
+            if (mask != _DATA or watch.writing) and watch.note_rarer(mask):
+                other = True
+        return not other
 
     def close(self) -> None:
         for watch in list(self._watched.values()):

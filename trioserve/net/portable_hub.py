@@ -27,7 +27,7 @@ class PortableWatch(Watch):
         self._sock = sock
         self._scopes: dict[str, trio.CancelScope] = {}
 
-    async def wait_readable(self, _task: Task | None = None) -> None:
+    async def wait_readable(self, _task: Task | None = None, _pull: Callable[[], bool] | None = None) -> None:
         self._check_open(self.reader, "read")
         if not self.readable:
             wait = trio.lowlevel.wait_writable if self.reads_when_writable else trio.lowlevel.wait_readable

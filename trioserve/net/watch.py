@@ -106,10 +106,14 @@ class Watch:
         waits = [name for name in ("reader", "writer", "hangup_waiter") if getattr(self, name) is not None]
         return f"<{type(self).__name__} fd={self.fd} {state}{' awaited by ' + ', '.join(waits) if waits else ''}>"
 
-    def wait_readable(self, task: Task | None = None) -> Awaitable[None]:
+    def wait_readable(
+        self, task: Task | None = None, pull: Callable[[], bool] | None = None
+    ) -> Awaitable[None]:
         """Return once a read may yield something; at once if it may now.
 
-        `task` is the calling task, if the caller happens to know it: that saves looking it up.
+        `task` is the calling task, if the caller happens to know it: that saves looking it up. `pull` reads by itself
+        whenever something has come, and returns False if that was all there was to do; then the wait goes on. It may
+        be called from the hub's task, or not at all, and must not raise.
 
         Raises:
             trio.ClosedResourceError: the watch was closed, before or during the wait.

@@ -39,9 +39,6 @@ CONDITIONAL = frozenset(
     {b"if-match", b"if-none-match", b"if-modified-since", b"if-unmodified-since", b"range"}
 )
 
-# What is looked at before If-None-Match (section 13.2.2).
-_BEFORE_TAGS = frozenset({b"if-match", b"if-unmodified-since"})
-
 _PROCEED, _NOT_MODIFIED = Verdict.PROCEED, Verdict.NOT_MODIFIED
 
 

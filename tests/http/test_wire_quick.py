@@ -1,0 +1,327 @@
+"""Requests that the hub answers in the place of the connection's task; and all that it must leave to the task."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import AsyncIterator, Iterator, Mapping
+from contextlib import asynccontextmanager, contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+import trio
+
+from tests.http.feeding import head
+from tests.http.test_wire_framing import bare
+from trioserve import StaticFiles
+from trioserve.static.answers import Answer
+from trioserve.structure.context import ConnectionContext
+from trioserve.testing import RawClient, TestServer
+
+pytestmark = pytest.mark.modes("tls", because="HTTP/2 has a task for each stream")
+
+TEXT = b"in memory, and sent in one piece\n"
+LONG = b"0123456789abcdef" * 20_000
+
+
+@pytest.fixture
+def directory(tmp_path: Path) -> Path:
+    (tmp_path / "a.txt").write_bytes(TEXT)
+    (tmp_path / "long.bin").write_bytes(LONG)
+    return tmp_path
+
+
+async def called(scope: Any, receive: Any, send: Any) -> None:
+    """What is no file; says how many bytes were sent to it."""
+    size = 0
+    while True:
+        event = await receive()
+        size += len(event["body"])
+        if not event["more_body"]:
+            break
+    await send({"type": "http.response.start", "status": 200, "headers": [(b"x-app", b"%d" % size)]})
+    await send({"type": "http.response.body", "body": scope["path"].encode()})
+
+
+@asynccontextmanager
+async def known(
+    directory: Path, hub: str = "epoll", **settings: Any
+) -> AsyncIterator[tuple[TestServer, RawClient, ConnectionContext]]:
+    """A server that knows the files, a client, and its connection, which waits for the next request."""
+    files = StaticFiles(directory, fallthrough=called)
+    async with bare(files, hub=hub, lifespan="off", **settings) as server, server.connect() as client:
+        for name in ("a.txt", "long.bin", "a.txt"):
+            assert (await client.get(f"/{name}")).status == 200
+        (connection,) = server.worker.context.connections
+        await at_rest(connection)
+        yield server, client, connection
+
+
+async def at_rest(connection: ConnectionContext) -> None:
+    with trio.fail_after(30):
+        while connection.transport.watch.reader is None:
+            await trio.lowlevel.checkpoint()
+
+
+class Steps(trio.abc.Instrument):
+    """Counts the turns of one task."""
+
+    def __init__(self, task: trio.lowlevel.Task) -> None:
+        self.task = task
+        self.count = 0
+
+    def before_task_step(self, task: trio.lowlevel.Task) -> None:
+        self.count += task is self.task
+
+
+@contextmanager
+def steps_of(connection: ConnectionContext) -> Iterator[Steps]:
+    steps = Steps(connection.task)
+    trio.lowlevel.add_instrument(steps)
+    try:
+        yield steps
+    finally:
+        trio.lowlevel.remove_instrument(steps)
+
+
+async def test_what_is_known_is_answered_without_the_task(directory: Path, engine: str) -> None:
+    async with known(directory, http_engine=engine) as (server, client, connection):
+        tag = (await client.get("/a.txt")).header("etag")
+        before = connection.requests
+        await at_rest(connection)
+        with steps_of(connection) as steps:
+            for _ in range(3):
+                assert (await client.get("/a.txt")).body == TEXT
+            assert (await client.get("/a.txt", [("If-None-Match", str(tag))])).status == 304
+            assert (await client.get("/a.txt", [("Range", "bytes=3-8")])).body == TEXT[3:9]
+        assert steps.count == 0
+        assert connection.requests == before + 5
+        assert server.worker.context.requests_served == before + 5
+
+
+async def test_everything_else_is_the_tasks(directory: Path, engine: str, hub: str) -> None:
+    async with known(directory, hub, http_engine=engine) as (_server, client, _connection):
+        for _ in range(2):
+            assert (await client.get("/else")).header("x-app") == "0"
+            posted = await client.request("POST", "/else", [("Content-Length", "9")], b"nine\r\n\r\n!")
+            assert (posted.header("x-app"), posted.body) == ("9", b"/else")
+            nothing = await client.get("/a.txt", method="HEAD")
+            assert (nothing.header("content-length"), nothing.body) == (str(len(TEXT)), b"")
+            refused = await client.request("POST", "/a.txt", [("Content-Length", "4")], b"\r\n\r\n")
+            assert refused.status == 405
+            assert (await client.get("/long.bin")).body == LONG
+            assert (await client.get("/a.txt")).body == TEXT
+
+
+@pytest.mark.parametrize("cut", [1, 3, 10, -5, -4, -3, -2, -1])
+async def test_a_head_in_two_parts(directory: Path, engine: str, hub: str, cut: int) -> None:
+    request = head("GET /a.txt HTTP/1.1")
+    async with known(directory, hub, http_engine=engine) as (_server, client, connection):
+        for part in (request[:cut], request[cut:]):
+            await client.send(part)
+            if part is not request[cut:]:
+                while connection.phase != "request_head":
+                    await trio.lowlevel.checkpoint()
+                await at_rest(connection)
+        assert (await client.read_response()).body == TEXT
+        assert (await client.get("/a.txt")).body == TEXT
+
+
+@pytest.mark.parametrize("empty", [b"\r\n", b"\r\n\r\n"])
+async def test_empty_lines_before_a_request(directory: Path, engine: str, hub: str, empty: bytes) -> None:
+    async with known(directory, hub, http_engine=engine) as (_server, client, connection):
+        await client.send(empty + head("GET /a.txt HTTP/1.1"))
+        assert (await client.read_response()).body == TEXT
+        await at_rest(connection)
+        read = connection.transport.bytes_read
+        await client.send(empty)
+        while connection.transport.bytes_read == read:
+            await trio.lowlevel.checkpoint()
+        await at_rest(connection)
+        await client.send(head("GET /a.txt HTTP/1.1"))
+        assert (await client.read_response()).body == TEXT
+
+
+async def test_several_requests_at_once_are_answered_in_order(directory: Path, engine: str, hub: str) -> None:
+    async with known(directory, hub, http_engine=engine) as (_server, client, _connection):
+        paths = ["a.txt", "a.txt", "else", "long.bin", "a.txt", "else", "else", "a.txt", "a.txt"]
+        whole = b"".join(head(f"GET /{path} HTTP/1.1") for path in paths)
+        for data in (whole, whole + head("GET /a.txt HTTP/1.1")[:9]):
+            await client.send(data)
+            bodies = [(await client.read_response()).body for _ in paths]
+            assert bodies == [{"a.txt": TEXT, "long.bin": LONG}.get(path, b"/else") for path in paths]
+        await client.send(head("GET /a.txt HTTP/1.1")[9:])
+        assert (await client.read_response()).body == TEXT
+
+
+@pytest.mark.parametrize("line", ["GET /a.txt HTTP/9.9", "GET  /a.txt HTTP/1.1", "CONNECT a:1 HTTP/1.1"])
+async def test_what_is_refused_is_refused_by_the_task(
+    directory: Path, engine: str, hub: str, line: str
+) -> None:
+    async with known(directory, hub, http_engine=engine) as (server, client, _connection):
+        await client.send(head(line))
+        response = await client.read_response()
+        assert response.status >= 400
+        assert response.header("connection") == "close"
+        await server.wait_idle()
+        assert sum(server.worker.context.counters.refused.values()) == 1
+        assert server.worker.context.counters.faults == {}
+
+
+async def test_the_last_request_of_a_connection_is_told_so(directory: Path, engine: str, hub: str) -> None:
+    async with known(directory, hub, http_engine=engine, keep_alive_max_requests=5) as (_, client, _c):
+        assert (await client.get("/a.txt")).header("connection") is None
+        assert (await client.get("/a.txt")).header("connection") == "close"
+        assert await client.receive() == b""
+
+
+async def test_a_drain_finds_a_request_that_was_read_already(directory: Path, hub: str) -> None:
+    async with known(directory, hub) as (server, client, connection):
+        await client.send(head("GET /a.txt HTTP/1.1"))
+        server.worker.context.drain.begin("test")
+        response = await client.read_response()
+        assert response.body == TEXT
+        assert (await client.receive()) == b""
+        assert connection.requests == 4
+
+
+async def test_a_peer_that_is_gone_is_no_fault(directory: Path, hub: str) -> None:
+    async with known(directory, hub) as (server, client, connection):
+        transport = connection.transport
+        send = transport.send_nowait
+
+        def broken(data: Any, flags: int = 0) -> int:
+            client.reset()
+            while True:
+                send(data, flags)
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(type(transport), "send_nowait", lambda _self, data, flags=0: broken(data, flags))
+            await client.send(head("GET /a.txt HTTP/1.1"))
+            await server.wait_idle()
+        assert server.worker.context.counters.peer_gone == 1
+        assert server.worker.context.counters.faults == {}
+
+
+async def test_an_error_in_here_is_judged_as_any_of_ours(directory: Path, hub: str) -> None:
+    class Broken(StaticFiles):
+        def quick_answer(
+            self, method: str, raw_path: bytes | None, fields: Mapping[bytes, bytes], root_path: str = ""
+        ) -> Answer | None:
+            if raw_path == b"/broken":
+                raise RuntimeError("a bug")
+            return super().quick_answer(method, raw_path, fields, root_path)
+
+    async with bare(Broken(directory), hub=hub, lifespan="off") as server, server.connect() as client:
+        assert (await client.get("/a.txt")).status == 200
+        (connection,) = server.worker.context.connections
+        await at_rest(connection)
+        await client.send(head("GET /broken HTTP/1.1"))
+        with suppress(OSError):
+            assert await client.receive() == b""
+        await server.wait_idle()
+        assert server.worker.context.counters.faults == {"S1": 1}
+
+
+async def test_a_file_that_is_closed_before_the_task_has_its_turn_is_looked_for_again(
+    directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the hub has found belongs to nobody until the task goes on."""
+    others: list[int] = []
+    async with known(directory) as (server, client, connection):
+        # As for a file that is not in memory.
+        monkeypatch.setattr(server.worker.context.files, "begin", lambda *_: None)
+        files: Any = server.worker.context.app
+        watch: Any = connection.transport.watch
+        pull = watch.pull
+
+        def pull_and_close() -> bool:
+            woken: bool = pull()
+            assert woken
+            files.close()
+            others.extend(os.open(directory / "a.txt", os.O_RDONLY) for _ in range(8))
+            return woken
+
+        watch.pull = pull_and_close
+        await client.send(head("GET /long.bin HTTP/1.1"))
+        assert (await client.read_response()).body == LONG
+    assert others
+    for descriptor in others:
+        os.close(descriptor)
+
+
+async def test_time_outs_hold_after_requests_that_no_task_has_seen(
+    directory: Path, autojump_clock: Any
+) -> None:
+    settings: dict[str, Any] = {"keep_alive_timeout": 7, "request_head_timeout": 3}
+    async with known(directory, **settings) as (_server, client, _connection):
+        for _ in range(3):
+            await trio.sleep(5)
+            assert (await client.get("/a.txt")).body == TEXT
+        began = trio.current_time()
+        await client.send(b"GET /a")
+        assert (await client.read_response()).status == 408
+        assert 3 <= trio.current_time() - began < 4
+    async with known(directory, **settings) as (_server, client, _connection):
+        assert (await client.get("/a.txt")).body == TEXT
+        began = trio.current_time()
+        assert await client.receive() == b""
+        assert 7 <= trio.current_time() - began < 8
+
+
+async def test_empty_lines_are_no_sign_of_life(directory: Path, autojump_clock: Any) -> None:
+    async with known(directory, keep_alive_timeout=7) as (_server, client, connection):
+        began = trio.current_time()
+        for at in (3.0, 6.95):
+            await trio.sleep_until(began + at)
+            read = connection.transport.bytes_read
+            await client.send(b"\r\n")
+            while connection.transport.bytes_read == read:
+                await trio.lowlevel.checkpoint()
+            await at_rest(connection)
+        assert await client.receive() == b""
+        assert 7 <= trio.current_time() - began < 7.06
+
+
+async def test_a_head_that_drips_is_late_all_the_same(directory: Path, autojump_clock: Any) -> None:
+    async with known(directory, request_head_timeout=3) as (_server, client, connection):
+        began = trio.current_time()
+        await client.send(b"GET /a.txt HTTP/1.1\r\nX-Long: ")
+        while connection.phase != "request_head":
+            await trio.lowlevel.checkpoint()
+        while connection.phase == "request_head":
+            await at_rest(connection)
+            await trio.sleep(0.04)
+            await client.send(b"x")
+            await trio.sleep(0.0001)
+        assert (await client.read_response()).status == 408
+        assert 3 <= trio.current_time() - began < 4
+
+
+@pytest.mark.parametrize("cut", [0, 7])
+async def test_a_request_in_the_last_moment_is_answered(
+    directory: Path, autojump_clock: Any, cut: int
+) -> None:
+    """The reaper looks when the request, or a part of it, has left the kernel, but its task has not had its turn."""
+    async with known(directory, keep_alive_timeout=7) as (server, client, connection):
+        worker = server.worker.context
+        watch: Any = connection.transport.watch
+        pull = watch.pull
+
+        def pull_late() -> bool:
+            connection.deadline = trio.current_time()
+            woken: bool = pull()
+            # As the reaper does with who is late.
+            if connection.deadline <= trio.current_time():
+                connection.expire()
+            return woken
+
+        watch.pull = pull_late
+        request = head("GET /else HTTP/1.1")
+        await client.send(request[:cut] or request)
+        if cut:
+            while connection.phase != "request_head":
+                await trio.lowlevel.checkpoint()
+            await client.send(request[cut:])
+        assert (await client.read_response()).header("x-app") == "0"
+        assert worker.counters.late == {}

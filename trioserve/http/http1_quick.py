@@ -1,0 +1,174 @@
+"""Requests that are answered without running the app: it has the answer ready before there is a scope to ask with.
+
+`http1.py` has one `QuickAnswers` for each connection to such an app. While the connection's task waits for a request,
+the hub reads and answers in its place (`QuickAnswers.pull`): to wake a task for a file that is in memory costs as much
+as to answer. Whatever is not over with that is the task's: it is woken, and goes on where this has stopped. Nothing in
+here waits, so there is nothing to cancel.
+"""
+
+from __future__ import annotations
+
+import typing
+from collections.abc import Mapping
+
+from trioserve.http.engine import Engine
+from trioserve.http.http1_exchange import Http1Exchange
+from trioserve.http.response import prepare_message
+from trioserve.static.answers import Answer
+from trioserve.static.request_fields import pick_fields
+from trioserve.structure.context import ConnectionContext
+from trioserve.structure.deadlines import NEVER, TICK
+
+
+class Quick(typing.Protocol):
+    """`StaticFiles.quick_answer`: method, path as sent, fields by name, root path."""
+
+    def __call__(
+        self, method: str, raw_path: bytes, fields: Mapping[bytes, bytes], root_path: str, /
+    ) -> Answer | None:
+        """The answer; None where the app has to be run."""
+        ...
+
+
+def find_quick_answer(app: object) -> Quick | None:
+    """What an app answers with before it is run, if it has that.
+
+    Its type must say so: a wrapper that hands on what it does not have itself may be there to look at each request.
+    """
+    if getattr(type(app), "quick_answer", None) is None:
+        return None
+    quick: Quick | None = app.quick_answer  # type: ignore[attr-defined]
+    return quick
+
+
+class QuickAnswers:
+    """Answers at once where that is possible, for one connection.
+
+    Attributes:
+        answer: to the request whose head the engine has, if it has an answer which was not sent, or only in part.
+        has_head: `pull` has read a whole head, and `answer` is what is known of it: it is not to be read again.
+    """
+
+    __slots__ = (
+        "_ask", "_connection", "_data", "_engine", "_error", "_keep_alive", "_most_requests", "answer", "has_head",
+    )  # fmt: skip
+
+    def __init__(self, connection: ConnectionContext, engine: Engine, ask: Quick) -> None:
+        self._connection = connection
+        self._engine = engine
+        self._ask = ask
+        worker = connection.worker
+        # None are answered here where more has to be noted of a request than that there was one.
+        plain = worker.access_log is None and worker.admission is None
+        self._keep_alive = worker.timeouts.keep_alive
+        self._most_requests = worker.limits.keep_alive_requests if plain and self._keep_alive else 0
+        self.answer: Answer | None = None
+        self.has_head = False
+        self._data: bytes | None = None
+        self._error: Exception | None = None
+
+    def ask(self) -> Answer | None:
+        """The answer to the request whose head the engine has."""
+        engine = self._engine
+        fields: Mapping[bytes, bytes] | None = engine.fields
+        if fields is None:
+            fields = pick_fields(engine.headers)
+        raw_path = engine.target.partition(b"?")[0]
+        return self._ask(engine.method, raw_path, fields, self._connection.worker.root_path)
+
+    def answer_now(self) -> bool:
+        """Answer the request whose head the engine has, in a call or two; True if that was all there is to do.
+
+        Otherwise `answer` is what to go on with, and where some of it was sent, the connection has an exchange.
+
+        Raises:
+            OSError: the connection is broken.
+        """
+        self.answer = answer = self.ask()
+        if answer is None:
+            return False
+        connection = self._connection
+        worker = connection.worker
+        engine = self._engine
+        transport = connection.transport
+        if (
+            engine.method != "GET"
+            or not engine.keep_alive
+            or not engine.body_complete
+            or engine.version != "1.1"
+            or worker.draining
+            or transport.watch.hangup
+            or connection.requests >= self._most_requests
+        ):
+            return False
+        now = worker.clock()
+        message = answer.message
+        if message is None or now >= answer.message_until:
+            message = prepare_message(answer, worker.response_defaults, now)
+            if message is None:
+                return False
+        size = len(message)
+        file = answer.file
+        if file is None:
+            sent = transport.send_nowait(message)
+        else:
+            span = answer.only_span()
+            if span is None:
+                return False
+            length = span.stop - span.start
+            size += length
+            begun = worker.files.begin(transport, message, file, span.start, length, now)
+            if begun is None:
+                return False
+            sent = begun
+        if sent < size:
+            connection.exchange = exchange = Http1Exchange(connection, engine, now, True)
+            exchange.take_rest(answer, message, sent)
+            return False
+        self.answer = None  # it may hold a file that the cache gives up
+        connection.phase = "keep_alive"
+        connection.deadline = deadline = now + self._keep_alive
+        if deadline < connection.armed_at:
+            worker.deadlines.arm(connection)
+        return True
+
+    # -- in the place of the waiting task --------------------------------------------------------------------
+
+    def pull(self) -> bool:
+        """Read a request and answer it; False if there is nothing more to be done, so that the task may wait on.
+
+        Otherwise it must be woken, and find what there is by `has_head` and `take`. Raises nothing.
+        """
+        connection = self._connection
+        transport = connection.transport
+        engine = self._engine
+        try:
+            data = transport.recv_nowait()
+            if data is None:
+                return transport.watch.readable
+            if not data.endswith(b"\r\n\r\n"):
+                self._data = data  # no head, or a body behind it: there may be more to wait for
+            elif engine.receive_head(data):
+                connection.requests += 1
+                if self.answer_now():
+                    self._data = engine.leftover or None
+                    return self._data is not None or transport.watch.readable
+                self.has_head = True
+                connection.deadline = NEVER
+                return True
+        except Exception as error:
+            self._error = error
+        else:
+            if connection.idle and not data.isspace():
+                # It has left the kernel, where `expire` would have seen that the peer has spoken in time. The task,
+                # when it has had its turn, begins a phase for it.
+                connection.deadline = max(connection.deadline, connection.worker.clock() + 2 * TICK)
+        return True
+
+    def take(self) -> bytes | None:
+        """What `pull` has read and the engine has not; None if there is nothing. Raises what it has met."""
+        if self._error is not None:
+            error, self._error = self._error, None
+            raise error
+        data, self._data = self._data, None
+        return data
