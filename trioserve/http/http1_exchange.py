@@ -282,7 +282,7 @@ class Http1Exchange(Http1Request):
     def _begin_file(self, answer: Answer, file: OpenFile) -> bool:
         """Head and file in two calls, where the file is in memory and the socket has room; True if that was all."""
         worker = self.connection.worker
-        span = answer.only_span()
+        span = answer.span
         if span is None:
             return False
         head = self._head(b"", b"")
@@ -316,7 +316,7 @@ class Http1Exchange(Http1Request):
         file.acquire()
         try:
             if self.state is _STREAMING:
-                span = answer.only_span()
+                span = answer.span
                 assert span is not None
                 start = span.start + self.response_bytes
                 await self.send_last_part(file.part(start, span.stop - start))

@@ -50,7 +50,8 @@ class QuickAnswers:
     """
 
     __slots__ = (
-        "_ask", "_connection", "_data", "_engine", "_error", "_keep_alive", "_most_requests", "answer", "has_head",
+        "_ask", "_connection", "_data", "_engine", "_error", "_keep_alive", "_most_requests", "_root_path", "answer",
+        "has_head",
     )  # fmt: skip
 
     def __init__(self, connection: ConnectionContext, engine: Engine, ask: Quick) -> None:
@@ -58,6 +59,7 @@ class QuickAnswers:
         self._engine = engine
         self._ask = ask
         worker = connection.worker
+        self._root_path = worker.root_path
         # None are answered here where more has to be noted of a request than that there was one.
         plain = worker.access_log is None and worker.admission is None
         self._keep_alive = worker.timeouts.keep_alive
@@ -74,7 +76,7 @@ class QuickAnswers:
         if fields is None:
             fields = pick_fields(engine.headers)
         raw_path = engine.target.partition(b"?")[0]
-        return self._ask(engine.method, raw_path, fields, self._connection.worker.root_path)
+        return self._ask(engine.method, raw_path, fields, self._root_path)
 
     def answer_now(self) -> bool:
         """Answer the request whose head the engine has, in a call or two; True if that was all there is to do.
@@ -112,7 +114,7 @@ class QuickAnswers:
         if file is None:
             sent = transport.send_nowait(message)
         else:
-            span = answer.only_span()
+            span = answer.span
             if span is None:
                 return False
             length = span.stop - span.start
@@ -159,7 +161,7 @@ class QuickAnswers:
         except Exception as error:
             self._error = error
         else:
-            if connection.idle and not data.isspace():
+            if connection.idle:
                 # It has left the kernel, where `expire` would have seen that the peer has spoken in time. The task,
                 # when it has had its turn, begins a phase for it.
                 connection.deadline = max(connection.deadline, connection.worker.clock() + 2 * TICK)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import http
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from trioserve.static.conditional import Validators, Verdict, evaluate, http_date, range_applies
@@ -51,6 +51,7 @@ class Answer:
         body: all of it, where `file` is None.
         file: what `pieces` are read from; nobody holds a lease on it for this answer yet.
         pieces: the body in order: bytes as they are, and spans of the file.
+        span: the part of `file` that is all of the body; None where the body has several pieces, or none.
         checked, message, message_until: what the protocol has made of it, so that it need not be made again, and until
             when that holds; its own affair.
     """
@@ -60,14 +61,14 @@ class Answer:
     body: bytes = b""
     file: OpenFile | None = None
     pieces: Sequence[bytes | Span] = ()
+    span: Span | None = field(init=False, default=None)
     checked: Any = None
     message: bytes | None = None
     message_until: float = 0.0
 
-    def only_span(self) -> Span | None:
-        """The part of `file` that is all of the body; None where the body has several pieces."""
-        piece = self.pieces[0]
-        return None if len(self.pieces) > 1 or isinstance(piece, bytes) else piece
+    def __post_init__(self) -> None:
+        if len(self.pieces) == 1 and isinstance(piece := self.pieces[0], Span):
+            self.span = piece
 
 
 class Representation:

@@ -116,7 +116,7 @@ async def send_pieces(answer: Answer, file: OpenFile, send: Send) -> None:
 
 async def _send_by_path(answer: Answer, file: OpenFile, send: Send) -> None:
     """One span, by an event that middleware knows from Starlette's own file responses."""
-    span = answer.only_span()
+    span = answer.span
     assert span is not None
     try:
         path = _OpenPath(file.fd)
