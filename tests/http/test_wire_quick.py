@@ -99,6 +99,41 @@ async def test_what_is_known_is_answered_without_the_task(directory: Path, engin
         assert server.worker.context.requests_served == before + 5
 
 
+class Log:
+    """An access log that keeps what it is told."""
+
+    def __init__(self) -> None:
+        self.entries: list[Any] = []
+
+    def log(self, entry: Any) -> None:
+        self.entries.append(entry)
+
+
+async def test_each_has_its_line_in_the_access_log(directory: Path, engine: str) -> None:
+    async with known(directory, http_engine=engine) as (server, client, connection):
+        log = server.worker.context.access_log = Log()  # type: ignore[assignment]
+        tag = str((await client.get("/a.txt")).header("etag"))
+        await at_rest(connection)
+        with steps_of(connection) as steps:
+            assert (await client.get("/a.txt?q=1", [("X-Own", "1")])).body == TEXT
+            assert (await client.get("/a.txt", [("If-None-Match", tag)])).status == 304
+            assert (await client.get("/a.txt", [("Range", "bytes=3-8")])).status == 206
+        assert steps.count == 0
+        assert [
+            (entry.method, entry.target, entry.status, entry.response_bytes, entry.outcome)
+            for entry in log.entries[1:]
+        ] == [
+            ("GET", b"/a.txt?q=1", 200, len(TEXT), "complete"),
+            ("GET", b"/a.txt", 304, 0, "complete"),
+            ("GET", b"/a.txt", 206, 6, "complete"),
+        ]
+        first = log.entries[1]
+        assert (b"x-own", b"1") in first.request_headers
+        assert (b"etag", tag.encode()) in first.response_headers
+        assert 0 <= first.head_seconds <= first.seconds < 30
+        assert first.request_number == connection.requests - 2
+
+
 async def test_everything_else_is_the_tasks(directory: Path, engine: str, hub: str) -> None:
     async with known(directory, hub, http_engine=engine) as (_server, client, _connection):
         for _ in range(2):

@@ -82,8 +82,7 @@ class Http1:
         find_quick = find_quick_answer(app)
         quick = None if find_quick is None else QuickAnswers(connection, engine, find_quick)
         answer = None
-        # Where something has to be noted of each request, nobody answers in this task's place.
-        pull = quick.pull if quick is not None and worker.access_log is None and admission is None else None
+        pull = quick.pull if quick is not None and admission is None else None
         clock = worker.clock
         keep_alive = worker.timeouts.keep_alive
         most_requests = worker.limits.keep_alive_requests if keep_alive else 0
@@ -140,7 +139,7 @@ class Http1:
                 answer, quick.answer = quick.answer, None
             connection.phase = "request"
             connection.deadline = NEVER
-            exchange = self.exchange
+            exchange: Http1Exchange | None = connection.exchange  # type: ignore[assignment]  # only this class sets it
             if exchange is None:
                 connection.exchange = exchange = Http1Exchange(
                     connection, engine, clock(), engine.keep_alive and connection.requests < most_requests

@@ -9,15 +9,27 @@ here waits, so there is nothing to cancel.
 from __future__ import annotations
 
 import typing
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 from trioserve.http.engine import Engine
 from trioserve.http.http1_exchange import Http1Exchange
+from trioserve.http.http_exchange import log_exchange
 from trioserve.http.response import prepare_message
 from trioserve.static.answers import Answer
 from trioserve.static.request_fields import pick_fields
 from trioserve.structure.context import ConnectionContext
 from trioserve.structure.deadlines import NEVER, TICK
+
+
+class _Sent(NamedTuple):
+    """What the access log wants to know of an exchange, where there was none."""
+
+    started_at: float
+    head_at: float
+    status: int
+    fields: Sequence[tuple[bytes, bytes]]
+    response_bytes: int
 
 
 class Quick(typing.Protocol):
@@ -60,10 +72,10 @@ class QuickAnswers:
         self._ask = ask
         worker = connection.worker
         self._root_path = worker.root_path
-        # None are answered here where more has to be noted of a request than that there was one.
-        plain = worker.access_log is None and worker.admission is None
         self._keep_alive = worker.timeouts.keep_alive
-        self._most_requests = worker.limits.keep_alive_requests if plain and self._keep_alive else 0
+        # A request that may have to wait for its place is the task's.
+        at_once = self._keep_alive and worker.admission is None
+        self._most_requests = worker.limits.keep_alive_requests if at_once else 0
         self.answer: Answer | None = None
         self.has_head = False
         self._data: bytes | None = None
@@ -112,6 +124,7 @@ class QuickAnswers:
         size = len(message)
         file = answer.file
         if file is None:
+            length = len(answer.body)
             sent = transport.send_nowait(message)
         else:
             span = answer.span
@@ -127,6 +140,9 @@ class QuickAnswers:
             connection.exchange = exchange = Http1Exchange(connection, engine, now, True)
             exchange.take_rest(answer, message, sent)
             return False
+        if worker.access_log is not None:
+            sent_answer = _Sent(now, now, answer.status, answer.fields, length)
+            log_exchange(connection, engine.request_facts(), sent_answer, "complete")
         self.answer = None  # it may hold a file that the cache gives up
         connection.phase = "keep_alive"
         connection.deadline = deadline = now + self._keep_alive
