@@ -9,7 +9,7 @@ import functools
 import sys
 
 from trioserve.cli import main
-from trioserve.supervisor import pool, scaling, supervisor
+from trioserve.supervisor import recycler, scaling, supervisor
 from trioserve.supervisor.autoscale import AutoscaleLimits, Autoscaler
 from trioserve.supervisor.recycling import RecyclingLimits
 from trioserve.supervisor.restart_policy import RestartLimits, RestartPolicy
@@ -23,6 +23,6 @@ RESTART_LIMITS = RestartLimits(min_uptime=0.2, max_delay=0.5)
 if __name__ == "__main__":
     scaling._INTERVAL = scaling._IDLE_INTERVAL = 0.2
     scaling.Autoscaler = functools.partial(Autoscaler, limits=LIMITS)  # type: ignore[misc, assignment]
-    pool.RecyclingLimits = functools.partial(RecyclingLimits, settling=0.0)  # type: ignore[misc, assignment]
+    recycler.RecyclingLimits = functools.partial(RecyclingLimits, settling=0.0)  # type: ignore[misc, assignment]
     supervisor.RestartPolicy = functools.partial(RestartPolicy, RESTART_LIMITS)  # type: ignore[misc, assignment]
     sys.exit(main())

@@ -25,8 +25,7 @@ from trioserve.supervisor.conversation import Conversation, announced_code, figu
 from trioserve.supervisor.exit_report import MOST_OF_A_REASON, clean
 from trioserve.supervisor.exits import ExitDesk
 from trioserve.supervisor.generations import Generations, Rollout
-from trioserve.supervisor.machine import cgroup_memory_limit
-from trioserve.supervisor.recycling import RecyclingLimits, RecyclingPlan, rss_limit
+from trioserve.supervisor.recycler import Recycler
 from trioserve.supervisor.restart_policy import GiveUp, HoldOn, Replace, RestartPolicy, WorkerExit
 from trioserve.supervisor.send_off import cut_deaf_startup, end_in_time
 from trioserve.supervisor.worker_process import Orders, WorkerProcess, WorkerState, start_worker
@@ -79,9 +78,8 @@ class WorkerPool:
         self._policy = policy
         self._desk = desk
         self._log = log
-        self._plans: dict[int, RecyclingPlan] = {}
+        self._recycler = Recycler(log)
         self._postponed: list[float] = []  # when successors that have to wait may be started (trio's clock)
-        self._warned: set[str] = set()
         self._nursery: trio.Nursery
         self._running = False
         self._empty = trio.Event()
@@ -203,21 +201,11 @@ class WorkerPool:
             self._postpone(_RETRY)
             return False
         self.workers[worker.id] = worker
-        self._plans[worker.id] = RecyclingPlan(trio.current_time(), self._recycling_limits())
+        self._recycler.plan(worker, workers=max(self.wanted, self.most))
         self._nursery.start_soon(
             self._supervise, worker, self.orders, name=f"worker {worker.id} (pid {worker.pid})"
         )
         return True
-
-    def _recycling_limits(self) -> RecyclingLimits:
-        config = self.orders.config
-        memory = rss_limit(config.max_rss, cgroup_memory_limit(), max(self.wanted, self.most))
-        if memory.warning and memory.warning not in self._warned:
-            self._warned.add(memory.warning)
-            self._log.warning("%s", memory.warning)
-        return RecyclingLimits(
-            config.max_requests, config.max_requests_jitter, config.max_lifetime, memory.bytes
-        )
 
     def _postpone(self, delay: float) -> None:
         moment = trio.current_time() + delay
@@ -343,10 +331,7 @@ class WorkerPool:
             or any(w.leaving for w in self.workers.values())
         ):
             return  # one at a time; its next heartbeat asks again
-        statistics = worker.statistics
-        reason = self._plans[worker.id].due(
-            now, int(statistics.get("requests", 0)), int(statistics.get("rss", 0))
-        )
+        reason = self._recycler.due(worker, now)
         if reason is not None:
             self._log.info("recycling worker %d: %s", worker.id, reason)
             worker.leaving = reason
@@ -376,7 +361,7 @@ class WorkerPool:
         now = trio.current_time()
         assert worker.status is not None
         del self.workers[worker.id]
-        del self._plans[worker.id]
+        self._recycler.forget(worker)
         self.requests_gone += int(worker.statistics.get("requests", 0))
         kind = self._desk.note_end(worker, now)
         self.restarts[kind] = self.restarts.get(kind, 0) + 1

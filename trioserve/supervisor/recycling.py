@@ -1,8 +1,8 @@
 """When a worker that is well has served enough: `--max-requests`, `--max-lifetime`, `--max-rss`.
 
-`supervisor.py` makes one `RecyclingPlan` for each worker it starts, and asks it when the worker's figures come in
-and at `next_check`; the successor is started first, and one worker at a time is replaced, which is the supervisor's
-to see to. Nothing here waits, reads a clock or a process.
+`recycler.py` makes one `RecyclingPlan` for each worker, and asks it when the worker's figures come in; the successor
+is started first, and one worker at a time is replaced, which is the pool's to see to. Nothing here waits, reads a
+clock or a process.
 
 Workers that started together share their load, and so would reach the same limit together: chance gives each its
 own, drawn once.
