@@ -1,4 +1,7 @@
-"""Who serves what the kernel has queued when a worker drains: whoever goes on listening, and otherwise the worker."""
+"""Who serves what the kernel has queued when a worker drains: whoever goes on listening, and otherwise the worker.
+
+And where nobody listens any more, nobody is queued: who connects is refused.
+"""
 
 from __future__ import annotations
 
@@ -10,10 +13,16 @@ from pathlib import Path
 
 import pytest
 
-from trioserve.testing import RawClient, encode_request
+from trioserve.testing import RawClient, connect, encode_request
 
-from .process import ServerProcess, held_request
-from .test_supervisor import children, supervised
+from .process import (
+    RUNNING_ON,
+    ServerProcess,
+    held_request,
+    serve_command,
+    wait_refused,
+)
+from .test_supervisor import children, is_running, supervised
 
 pytestmark = pytest.mark.slow
 
@@ -92,4 +101,113 @@ async def test_what_is_queued_when_the_service_stops_is_served() -> None:
             server.send_signal(signal.SIGTERM)
             assert await pid_of(waiting) == worker
             await finish(held)
+        assert await server.wait() == 0
+
+
+# -- where nobody listens any more -----------------------------------------------------------------------------
+
+BLOCKS_LATER = """
+import os, time
+
+serves = app
+
+
+async def app(scope, receive, send):
+    if scope["type"] == "lifespan" and os.path.exists(os.environ["BLOCKS"]):
+        print("blocking", flush=True)
+        time.sleep(600)
+    await serves(scope, receive, send)
+"""
+
+
+@pytest.mark.parametrize("upgraded", [False, True], ids=["reload", "then an upgrade"])
+async def test_what_a_reload_drops_refuses_once_the_old_workers_drain(upgraded: bool, tmp_path: Path) -> None:
+    """Not only when the last of them has ended, which may take an hour."""
+    config, dropped = tmp_path / "server.toml", tmp_path / "dropped.sock"
+    config.write_text(f"bind = ['127.0.0.1:0', '127.0.0.2:0', 'unix:{dropped}']\n")
+    async with supervised("-c", str(config), "--graceful-timeout", "60", workers=1, bind=None) as server:
+        too = (await server.stderr.wait_for(RUNNING_ON))[1]
+        async with held_request(server) as held:
+            config.write_text("bind = ['127.0.0.1:0']\n")
+            server.send_signal(signal.SIGHUP)
+            await server.stderr.wait_for("draining: reload; 1 requests in flight")
+            await wait_refused(too)
+            await wait_refused(f"unix:{dropped}")
+            assert (await server.get()).status == 200
+            if upgraded:
+                listed = len(server.stderr.text)
+                server.send_signal(signal.SIGUSR2)
+                found = await server.stderr.wait_for(r"the new supervisor \(pid (\d+)\) is ready")
+                assert RUNNING_ON.findall(server.stderr.text[listed:]) == [server.address]
+            await finish(held)
+        if upgraded:
+            await server.stderr.wait_for(r"\] stopped")
+            assert (await server.get()).status == 200
+            os.kill(int(found[1]), signal.SIGTERM)
+            assert await server.wait() == 0
+        else:
+            await server.stderr.wait_for("reloaded: generation 2")
+        assert not dropped.exists()
+
+
+async def test_what_a_reload_drops_is_served_until_the_old_workers_drain(tmp_path: Path) -> None:
+    """One at a time is replaced, and none of them but the last takes the address along."""
+    may_import, config, module = tmp_path / "may-import", tmp_path / "server.toml", tmp_path / "app.py"
+    module.write_text((Path(__file__).parent / "apps.py").read_text())
+    config.write_text("bind = ['127.0.0.1:0', '127.0.0.2:0']\n")
+    async with serve_command(f"{module}:app", "-c", str(config), workers=2, bind=None) as server:
+        too = (await server.stderr.wait_for(RUNNING_ON))[1]
+        old = set(children(server.pid))
+        config.write_text("bind = ['127.0.0.1:0']\n")
+        # The first of the new workers starts, the second one waits.
+        module.write_text(
+            module.read_text()
+            + "import time\nfrom pathlib import Path\n"
+            + f"mark, gate = Path({str(tmp_path / 'mark')!r}), Path({str(may_import)!r})\n"
+            + "if mark.exists():\n    while not gate.exists(): time.sleep(0.01)\n"
+            + "mark.touch()\n"
+        )
+        server.send_signal(signal.SIGHUP)
+        await server.stderr.wait_for("draining: reload")
+        async with connect(too) as client:
+            assert int((await client.get("/pid")).body) in old
+        may_import.touch()
+        await server.stderr.wait_for("reloaded: generation 2")
+        await wait_refused(too)
+
+
+async def test_a_startup_that_blocks_queues_nobody_when_the_service_stops(tmp_path: Path) -> None:
+    module, blocks = tmp_path / "app.py", tmp_path / "blocks"
+    module.write_text((Path(__file__).parent / "apps.py").read_text() + BLOCKS_LATER)
+    async with serve_command(f"{module}:app", workers=1, env={"BLOCKS": str(blocks)}) as server:
+        (worker,) = children(server.pid)
+        blocks.touch()
+        os.kill(worker, signal.SIGKILL)
+        await server.stdout.wait_for("blocking")
+        (deaf,) = children(server.pid)
+        server.connect().close()
+        server.send_signal(signal.SIGTERM)
+        await wait_refused(server.address)
+        assert is_running(deaf)
+        server.send_signal(signal.SIGTERM)
+        assert await server.wait() == 0
+
+
+async def test_a_startup_that_blocks_queues_nobody_once_the_others_drain(tmp_path: Path) -> None:
+    module, blocks = tmp_path / "app.py", tmp_path / "blocks"
+    module.write_text((Path(__file__).parent / "apps.py").read_text() + BLOCKS_LATER)
+    flags = ("--graceful-timeout", "60")
+    async with serve_command(f"{module}:app", *flags, workers=1, env={"BLOCKS": str(blocks)}) as server:
+        async with held_request(server) as held:
+            (worker,) = children(server.pid)
+            blocks.touch()
+            server.send_signal(signal.SIGTTIN)
+            await server.stdout.wait_for("blocking")
+            (deaf,) = set(children(server.pid)) - {worker}
+            server.send_signal(signal.SIGTERM)
+            await server.stderr.wait_for("draining: SIGTERM; 1 requests in flight")
+            await wait_refused(server.address)
+            assert is_running(deaf)
+            await finish(held)
+        server.send_signal(signal.SIGTERM)
         assert await server.wait() == 0

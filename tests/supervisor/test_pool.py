@@ -38,7 +38,7 @@ class FakeWorker(WorkerProcess):
         self.id, self.place, self.generation = number, place, orders.generation
         self.state, self.started_at, self.ready_at = WorkerState.STARTING, now, None
         self.leaving = self.asked = self.failure = ""
-        self.is_tainted, self.ends_with = False, None
+        self.is_tainted, self.ends_with, self.has_closed = False, None, False
         self.config, self.sockets = orders.config, ()
         self.heartbeat_at, self.statistics, self.own_report, self._spared = None, {}, None, {}
         self.heard, self.gone = trio.Event(), trio.Event()

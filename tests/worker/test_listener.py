@@ -297,6 +297,25 @@ async def test_a_broken_listening_socket_ends_the_server() -> None:
             await trioserve.serve(hello, sockets=[sock])
 
 
+async def test_listening_that_a_supervisor_has_ended_is_no_error_of_who_is_to_drain() -> None:
+    """It may have ended that of a worker which was ready, after all, before the order came."""
+    async with serving(hello) as server:
+        server.worker.supervised = True
+        server.worker.listeners.sockets[0].shutdown(socket.SHUT_RDWR)
+        await wait_all_tasks_blocked(0.05)
+        server.worker.drain.begin("the supervisor's order")
+    assert server.failure is None
+
+
+async def test_listening_that_ends_without_an_order_is_an_error(autojump_clock: MockClock) -> None:
+    async with serving(hello) as server:
+        server.worker.supervised = True
+        server.worker.listeners.sockets[0].shutdown(socket.SHUT_RDWR)
+        await server.worker.drain.wait(DrainState.DRAINING)
+    assert server.failure is not None
+    assert server.failure.row == "S3"
+
+
 async def test_connections_reset_in_the_queue_do_no_harm(hub: str) -> None:
     async with no_leaks():
         async with serving(hello, hub=hub) as server:

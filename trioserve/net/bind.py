@@ -123,12 +123,16 @@ class Listeners:
 
     def close_sockets(self) -> None:
         """As `close`, but leave the socket files for as long as others listen behind them."""
+        for sock in self.release_sockets():
+            sock.close()
+
+    def release_sockets(self) -> list[socket.socket]:
+        """As `close_sockets`, but leave the closing to the caller: those that were opened here."""
         self._files = [file for file in self._files if file.keep()]
-        for sock in self.sockets:
-            if id(sock) not in self._borrowed:
-                sock.close()
+        released = [sock for sock in self.sockets if id(sock) not in self._borrowed]
         self.sockets.clear()
         self.plain.clear()
+        return released
 
     def add_file(self, path: Path) -> None:
         """Remember a socket file that was created here."""

@@ -26,6 +26,7 @@ class Rollout:
         held: no worker was to be started before.
         proven: one has become ready, so there is no going back.
         error: why it failed, or "".
+        decided: set once it has proven itself, or is over.
         done: set when it is over, either way.
     """
 
@@ -33,6 +34,7 @@ class Rollout:
     held: bool
     proven: bool = False
     error: str = ""
+    decided: trio.Event = field(default_factory=trio.Event)
     done: trio.Event = field(default_factory=trio.Event)
 
 
@@ -117,6 +119,7 @@ class Generations:
         rollout, self._rollout = self._rollout, None
         if rollout is not None:
             rollout.error = error
+            rollout.decided.set()
             rollout.done.set()
 
     # -- what happens to a worker ----------------------------------------------------------------------------
@@ -126,6 +129,7 @@ class Generations:
         is_new = worker.generation == self.orders.generation and worker.state is WorkerState.READY
         if self._rollout is not None and is_new:
             self._rollout.proven = True
+            self._rollout.decided.set()
 
     def note_end(self, worker: WorkerProcess) -> bool:
         """Go back if it was the first of the new generation that has died; True if so."""

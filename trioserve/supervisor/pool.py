@@ -21,6 +21,7 @@ from typing import Any
 import trio
 
 from trioserve.errors import EXIT_HARD_DRAIN, EXIT_OK
+from trioserve.supervisor.abandoned import AbandonedSockets
 from trioserve.supervisor.conversation import Conversation, announced_code, figures_of
 from trioserve.supervisor.exit_report import MOST_OF_A_REASON, clean
 from trioserve.supervisor.exits import ExitDesk
@@ -79,6 +80,7 @@ class WorkerPool:
         self._desk = desk
         self._log = log
         self._recycler = Recycler(log)
+        self._abandoned = AbandonedSockets()
         self._postponed: list[float] = []  # when successors that have to wait may be started (trio's clock)
         self._nursery: trio.Nursery
         self._running = False
@@ -126,6 +128,7 @@ class WorkerPool:
         """Start who is missing, drain who is leaving and no longer needed."""
         self._change.set()
         self._change = trio.Event()
+        self._abandoned.review(self.workers.values())
         if self.stopping:
             if not self.workers:
                 self._empty.set()
@@ -282,6 +285,7 @@ class WorkerPool:
                 worker.heard.set()  # its startup has failed: what follows depends on how it ends
             case "draining":
                 worker.heard.set()
+                worker.has_closed = message.get("listening") is False
                 worker.leaving = worker.leaving or str(message.get("reason", ""))
                 if worker.state is _READY:  # by itself: a fatal error, or somebody's signal
                     worker.state = _DRAINING
@@ -444,6 +448,11 @@ class WorkerPool:
         self._postponed.clear()
         self.reconcile()
         return rollout
+
+    def abandon(self, sockets: Iterable[socket.socket]) -> None:
+        """Close these, on which nobody listens but workers of ours; none that is started from now on will."""
+        self._abandoned.add(sockets)
+        self._abandoned.review(self.workers.values())
 
     def supersede_rollout(self, reason: str) -> None:
         """Another generation is to follow the one under way: let that take no longer than it must."""

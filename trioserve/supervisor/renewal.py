@@ -65,6 +65,8 @@ class Renewals:
         self._generation = supervisor.pool.orders.generation
         self._running = trio.Lock()
         self._next: Renewal | None = None  # waits for its turn
+        self._decided = trio.Event()
+        self._decided.set()
         self._may_begin = trio.Event()
 
     def __repr__(self) -> str:
@@ -74,6 +76,15 @@ class Renewals:
     def is_running(self) -> bool:
         """One is under way, or the app is being imported for the first time."""
         return self._running.locked()
+
+    @property
+    def is_undecided(self) -> bool:
+        """One is under way, and may yet leave everything as it was."""
+        return not self._decided.is_set()
+
+    async def wait_decided(self) -> None:
+        """Return once the one under way, if there is one, has failed, or has workers that serve."""
+        await self._decided.wait()
 
     def begin(self) -> None:
         """The pool is about to run: let it start workers, but not before an app that is preloaded is loaded."""
@@ -114,13 +125,16 @@ class Renewals:
     async def _run_next(self, renewal: Renewal) -> None:
         await self._may_begin.wait()
         async with self._running:
-            upgrade = self._supervisor.upgrade_under_way
-            if upgrade is not None:
+            while (upgrade := self._supervisor.upgrade_under_way) is not None:
                 # The successor has been told what is bound; what is opened from here on would be nobody's.
                 self._supervisor.log.info("%s: the reload waits for the upgrade under way", renewal.reason)
                 await upgrade.over.wait()
             self._next = None  # it reads now: who asks from here on may have changed something since
-            renewal.error = await self._run(renewal.reason)
+            self._decided = trio.Event()
+            try:
+                renewal.error = await self._run(renewal.reason)
+            finally:
+                self._decided.set()
         renewal.done.set()
 
     async def _run(self, reason: str) -> str:
@@ -141,7 +155,7 @@ class Renewals:
             error = str(failure)
         # Failed or not: we may have taken over meanwhile; before that, what our predecessor has bound is its own.
         if supervisor.predecessor is None and not supervisor.pool.stopping:
-            supervisor.store.drop_others(supervisor.config)
+            supervisor.pool.abandon(supervisor.store.drop_others(supervisor.config))
         if supervisor.state == "draining":
             supervisor.log.info("the reload ends with the server")
         elif error:
@@ -173,22 +187,29 @@ class Renewals:
         supervisor.preloads.keep(supervisor.pool.orders)
         if failure and supervisor.pool.stopping:
             return failure  # until they end, workers of the new generation serve on what was opened for them
-        if failure:
+        if supervisor.pool.orders.generation != self._generation:
             supervisor.config = before
-            store.drop(opened)
+            supervisor.pool.abandon(store.drop(opened))
             return failure
         self._follow(before, config)
         # Otherwise one that was changed by hand stays.
         if config.workers != before.workers and config.workers != 0:
             supervisor.scale_to(supervisor.scaling.set(config.workers), "reload")
-        return ""
+        return failure
 
     async def _roll_out(self, orders: Orders | GiveUp) -> str:
+        supervisor = self._supervisor
         if isinstance(orders, GiveUp):
             return orders.reason
-        if self._supervisor.pool.stopping:
+        if supervisor.pool.stopping:
             return "the server is stopping"
-        rollout = self._supervisor.pool.roll_out(orders)
+        rollout = supervisor.pool.roll_out(orders)
+        await rollout.decided.wait()
+        if rollout.proven and supervisor.predecessor is None and not supervisor.pool.stopping:
+            # No worker is started there any more: those that are left serve who is queued, and the last one to drain
+            # takes the address along. With our copies open, who comes then would be queued until it has ended.
+            supervisor.pool.abandon(supervisor.store.retire_others(orders.config))
+        self._decided.set()
         await rollout.done.wait()
         return rollout.error
 

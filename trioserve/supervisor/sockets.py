@@ -27,6 +27,9 @@ class SocketStore:
     def __init__(self) -> None:
         self._opened: dict[str, Listeners] = {}
         self._left: list[str] = []  # addresses on which only workers still listen
+        self._retired: set[str] = (
+            set()
+        )  # binds of which we have only the files, until those workers have ended
 
     def __repr__(self) -> str:
         return f"<SocketStore {', '.join(self._opened)}>"
@@ -96,31 +99,57 @@ class SocketStore:
         self._opened.update(opened)
         return opened
 
-    def drop(self, binds: Iterable[str]) -> None:
-        """Close these."""
+    def drop(self, binds: Iterable[str]) -> list[socket.socket]:
+        """Give these up and remove their socket files; returns sockets to be closed, as `retire_others`."""
+        released: list[socket.socket] = []
         for bind in list(binds):
-            listeners = self._opened.pop(bind, None)
-            if listeners is not None:
-                listeners.close()
+            if bind in self._opened:
+                released += self._release(bind)
+                self._opened.pop(bind).close()
+                self._retired.discard(bind)
+        return released
 
-    def drop_others(self, config: Config) -> None:
-        """Close what `config` does not bind any more; what the service manager has opened stays."""
+    def drop_others(self, config: Config) -> list[socket.socket]:
+        """As `drop`: what `config` does not bind any more; what the service manager has opened stays."""
+        return self.drop(self._others(config))
+
+    def retire_others(self, config: Config) -> list[socket.socket]:
+        """Give up the sockets of what `config` does not bind any more; their files stay for who still listens there.
+
+        Returns those that are for nobody but our workers: the caller closes them, and may end their listening for all.
+        """
+        others = self._others(config)
+        self._retired.update(others)
+        return [sock for bind in others for sock in self._release(bind)]
+
+    def _others(self, config: Config) -> list[str]:
         kept = (*_binds(config), ACTIVATED, ACTIVATED_PLAIN)
-        self.drop([bind for bind in self._opened if bind not in kept])
+        return [bind for bind in self._opened if bind not in kept]
+
+    def _release(self, bind: str) -> list[socket.socket]:
+        released = self._opened[bind].release_sockets()
+        if bind not in (ACTIVATED, ACTIVATED_PLAIN) and not bind.startswith("fd://"):
+            return released
+        for sock in released:  # who has passed them to us listens on, or means to
+            sock.close()
+        return []
 
     def unserved(self, served: set[socket.socket]) -> list[str]:
         """Those of which no socket is among the `served`."""
         return [bind for bind, found in self._opened.items() if served.isdisjoint(found.sockets)]
 
-    def leave_to_workers(self, config: Config) -> None:
-        """Close our copies: an address is given up with the last worker that listens on it. Socket files stay."""
+    def leave_to_workers(self, config: Config) -> list[socket.socket]:
+        """An address is given up with the last worker that listens on it. Socket files stay.
+
+        Returns our copies, for the caller to close, as `retire_others`.
+        """
         self._left = self.addresses(config)
-        for listeners in self._opened.values():
-            listeners.close_sockets()
+        return [sock for bind in self._opened for sock in self._release(bind)]
 
     def close(self) -> None:
         """Close all of them and remove socket files."""
-        self.drop(list(self._opened))
+        for sock in self.drop(list(self._opened)):
+            sock.close()
 
     def hand_over(self, dropped: Iterable[str] = ()) -> list[socket.socket]:
         """A successor serves on all but what it has `dropped`: close our copies, and leave the socket files to it.
@@ -130,8 +159,9 @@ class SocketStore:
         taken = [
             sock for bind, found in self._opened.items() if bind not in dropped for sock in found.sockets
         ]
-        for listeners in self._opened.values():
-            listeners.forget_files()
+        for bind, listeners in self._opened.items():
+            if bind not in self._retired:  # of those a successor knows nothing
+                listeners.forget_files()
         self.close()
         return taken
 
@@ -142,6 +172,8 @@ class SocketStore:
         descriptors: list[int] = []
         numbers: dict[str, list[int]] = {}
         for bind, listeners in self._opened.items():
+            if bind in self._retired:
+                continue
             numbers[bind] = [first + len(descriptors) + index for index in range(len(listeners.sockets))]
             descriptors += [sock.fileno() for sock in listeners.sockets]
         return descriptors, numbers

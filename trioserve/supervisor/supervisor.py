@@ -230,8 +230,11 @@ class Supervisor:
             served = {sock for worker in self.pool.ready() for sock in worker.sockets}
             self.predecessor.replace(self.store.unserved(served))
             self.predecessor = None
-            if not self._renewals.is_running:  # else that knows when
-                self.store.drop_others(self.config)  # what it has bound and we do not is nobody's any more
+            # What it has bound and we do not is nobody's any more; a reload that may yet be taken back knows when.
+            if not self._renewals.is_running:
+                self.pool.abandon(self.store.drop_others(self.config))
+            elif not self._renewals.is_undecided:
+                self.pool.abandon(self.store.retire_others(self.config))
         self.notifier.ready(self.status_text())
 
     async def _serve_control(self) -> None:
@@ -289,7 +292,12 @@ class Supervisor:
         self.log.info("draining %d workers: %s", len(self.pool.workers), reason)
         # Before the workers hear of it: who connects once the last of them has stopped to accept is to be turned away,
         # not to be queued for nobody and reset when all is over.
-        self.store.leave_to_workers(self.config)
+        released = self.store.leave_to_workers(self.config)
+        if self.upgrade_under_way is None and self.predecessor is None:
+            self.pool.abandon(released)
+        else:
+            for sock in released:
+                sock.close()  # and no more: workers of the other one may be listening, too
         self.pool.stop(reason)
 
     def stop(self, reason: str) -> None:

@@ -96,6 +96,7 @@ class WorkerProcess:
         sockets: those on which it listens.
         asked: what the supervisor has asked it to do last ("", "drain: ...", "kill: ..."), for the exit report.
         heard: it has said that it drains, or is gone.
+        has_closed: it has said that it has closed its listening sockets.
         ends_with: the exit code that it has announced, because it drains by itself (0: after a signal), or None.
         failure: why it could not start, as it has said, fit for a line of the log; or "".
         statistics: the last heartbeat.
@@ -122,6 +123,7 @@ class WorkerProcess:
         self.own_report: dict[str, Any] | None = None
         self._spared: dict[str, dict[str, Any]] = {}  # reports that it does not send again, by signature
         self.heard = trio.Event()
+        self.has_closed = False
         self.gone = trio.Event()
         self._answers: dict[str, tuple[trio.Event, list[str]]] = {}
         with ExitStack() as kept:
@@ -164,6 +166,16 @@ class WorkerProcess:
     def is_staying(self) -> bool:
         """It counts towards the workers that are wanted."""
         return not self.leaving and self.state in (WorkerState.STARTING, WorkerState.READY)
+
+    @property
+    def may_accept(self) -> bool:
+        """It accepts connections, or has yet to take what the kernel has queued for it."""
+        return self.ready_at is not None and not self.has_closed
+
+    @property
+    def may_be_deaf(self) -> bool:
+        """In its startup it may block its loop: told to end, it would hold its sockets until it is ended."""
+        return self.ready_at is None and not self.heard.is_set()
 
     def lived(self, now: float) -> float:
         """Seconds since it became ready; since its start if it never did."""
@@ -245,7 +257,7 @@ class WorkerProcess:
     def hurry(self, reason: str) -> None:
         """Have it cancel what still runs; one whose startup does not hear of it has nothing to cancel."""
         self.state = WorkerState.DRAINING
-        if self.ready_at is None and not self.heard.is_set():
+        if self.may_be_deaf:
             self.cut_startup(reason)
             return
         self.asked = f"hurry: {reason}"

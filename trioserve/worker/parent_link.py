@@ -11,6 +11,7 @@ Cancelling `run` stops the talking and harms nothing else.
 
 from __future__ import annotations
 
+import functools
 import os
 import resource
 import sys
@@ -59,6 +60,7 @@ class ParentLink:
         boundary.on_report = self._tell_report
         boundary.ask_replacement = self._ask_replacement
         worker.drain.on_begin(self._tell_draining)
+        worker.on_closed = functools.partial(self._tell_draining, listening=False)
 
     def tell(self, what: str, **details: Any) -> bool:
         """Send one message; False if the supervisor does not read, or is gone."""
@@ -76,11 +78,11 @@ class ParentLink:
     def _tell_report(self, report: dict[str, Any]) -> None:
         self.tell("report", report=report)
 
-    def _tell_draining(self) -> None:
+    def _tell_draining(self, *, listening: bool = True) -> None:
         if self._worker is not None:
             failure = self._worker.context.boundary.failure
             code = EXIT_OK if failure is None else failure.exit_code
-            self.tell("draining", reason=self._worker.drain.reason, exit_code=code)
+            self.tell("draining", reason=self._worker.drain.reason, exit_code=code, listening=listening)
 
     def say_ready(self) -> None:
         """The app's startup is complete and connections are accepted."""

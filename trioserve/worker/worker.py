@@ -16,6 +16,7 @@ flight get `graceful_timeout`, the app's lifespan its shutdown; then the cancell
 
 from __future__ import annotations
 
+import errno
 import functools
 import gc
 import logging
@@ -53,6 +54,9 @@ from trioserve.worker.listener import Listener
 if TYPE_CHECKING:
     from trioserve.static.mounts import StaticMounts
 
+# How long an order to drain may be on its way to a worker whose listening has been ended (seconds).
+_ORDER_PATIENCE = 5.0
+
 
 class Worker:
     """One running worker: its context, its sockets and logs, and the steps of its life.
@@ -63,6 +67,7 @@ class Worker:
         certificates: for those that speak TLS.
         trigger_error: what the caller's shutdown trigger raised, or None.
         supervised: a supervisor says where it can be reached, and when there is too little to do for it.
+        on_closed: called when a drain has closed the listening sockets.
         left_to_others: the listening sockets, by their place, on which somebody goes on accepting after its drain.
         last_words: what a process that is ours says before the watchdog ends it, its loop being blocked; to be set
             by who owns the process, None where the watchdog may only warn.
@@ -77,6 +82,7 @@ class Worker:
         self.trigger_error: BaseException | None = None
         self.last_words: LastWords | None = None
         self.supervised = False
+        self.on_closed: Callable[[], None] = lambda: None
         self.left_to_others: Collection[int] = ()
         self.certificates = Certificates(config) if listeners.secure else None
         self._owns_process = owns_process
@@ -277,6 +283,11 @@ class Worker:
         try:
             await listener.run()
         except OSError as error:
+            if self.supervised and error.errno == errno.EINVAL:
+                # A supervisor that ends us before we are ready ends the listening, too, and may have taken us for that.
+                with trio.move_on_after(_ORDER_PATIENCE):
+                    await self.drain.wait(DrainState.DRAINING)
+                    return
             self.context.boundary.judge("S3", error)
 
     async def _await_trigger(self, shutdown_trigger: Callable[..., Awaitable[object]]) -> None:
@@ -311,6 +322,7 @@ class Worker:
             except OSError as error:
                 self.logs.error.debug("last accept: %s", error)
         self.listeners.close()
+        self.on_closed()
         for connection in list(context.connections):
             connection.wake_for_drain()
         async with trio.open_nursery() as grace:
