@@ -636,6 +636,40 @@ async def test_a_reload_waits_for_the_end_of_an_upgrade(succeeds: bool, tmp_path
         assert await server.wait() == 0
 
 
+@pytest.mark.parametrize("outcome", ["failing", "succeeding", "stopping"])
+async def test_an_upgrade_waits_until_a_reload_is_decided(outcome: str, tmp_path: Path) -> None:
+    """Of what is bound meanwhile it is not known whether it stays."""
+    may_start, config, added = tmp_path / "may-start", tmp_path / "server.toml", tmp_path / "added.sock"
+    may_start.touch()
+    config.write_text("bind = ['127.0.0.1:0']\n")
+    env, app = {"MAY_START": str(may_start)}, "tests.e2e.dying:waits_to_start"
+    async with supervised("-c", str(config), workers=1, app=app, bind=None, env=env) as server:
+        may_start.unlink()
+        config.write_text(f"bind = ['127.0.0.1:0', 'unix:{added}']\n")
+        server.send_signal(signal.SIGHUP)
+        worker = int((await server.stderr.wait_for(r"worker 2 \(pid (\d+)\) started, generation 2"))[1])
+        server.send_signal(signal.SIGUSR2)
+        await server.stderr.wait_for("SIGUSR2: the upgrade waits until the reload under way")
+        server.send_signal(signal.SIGUSR2)
+        await server.stderr.wait_for("SIGUSR2 ignored: an upgrade is under way")
+        if outcome == "stopping":
+            server.send_signal(signal.SIGTERM)
+            await server.stderr.wait_for(r"no upgrade \(SIGUSR2\): the server is stopping")
+            assert await server.wait() == 0
+            return
+        if outcome == "failing":
+            config.write_text("bind = ['127.0.0.1:0']\n")
+            os.kill(worker, signal.SIGKILL)
+            await server.stderr.wait_for("reload failed, serving on as before")
+        may_start.touch()
+        found = await server.stderr.wait_for(r"the new supervisor \(pid (\d+)\) is ready")
+        assert server.stderr.text.count("upgrading: SIGUSR2") == 1
+        assert added.exists() is (outcome == "succeeding")
+        os.kill(int(found[1]), signal.SIGTERM)
+        assert await server.wait() == 0
+    assert not added.exists()
+
+
 async def test_who_has_handed_over_is_still_told_to_stop_by_ctl() -> None:
     async with supervised("--graceful-timeout", "60", workers=1) as server, held_request(server) as client:
         server.send_signal(signal.SIGUSR2)

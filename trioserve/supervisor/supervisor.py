@@ -144,6 +144,7 @@ class Supervisor:
         self._renewals: Renewals
         self._stops = 0
         self.upgrade_under_way: Upgrade | None = None
+        self._upgrade_waits = False
         self._replaced = False
         self._reaping = False
         self._nursery: trio.Nursery
@@ -355,7 +356,8 @@ class Supervisor:
     def upgrade(self, reason: str) -> None:
         """Start a new supervisor from the code that is installed now, and leave once it is ready."""
         # Who is yet to take over would leave a predecessor behind that waits for it in vain.
-        if self.upgrade_under_way is not None or self.predecessor is not None or self.pool.stopping:
+        is_upgrading = self.upgrade_under_way is not None or self.predecessor is not None
+        if is_upgrading or self._upgrade_waits or self.pool.stopping:
             self.log.warning(
                 "%s ignored: %s", reason, "stopping" if self.pool.stopping else "an upgrade is under way"
             )
@@ -367,6 +369,27 @@ class Supervisor:
                 reason,
             )
             return
+        if self._renewals.is_undecided:
+            # The successor is told what is bound, and of that not all may stay, nor all come.
+            self.log.info(
+                "%s: the upgrade waits until the reload under way has workers that serve, or has failed",
+                reason,
+            )
+            self._upgrade_waits = True
+            self._nursery.start_soon(self._upgrade_once_decided, reason, name="upgrade")
+        else:
+            self._begin_upgrade(reason)
+
+    async def _upgrade_once_decided(self, reason: str) -> None:
+        while self._renewals.is_undecided:
+            await self._renewals.wait_decided()
+        self._upgrade_waits = False
+        if self.pool.stopping:
+            self.log.warning("no upgrade (%s): the server is stopping", reason)
+        else:
+            self._begin_upgrade(reason)
+
+    def _begin_upgrade(self, reason: str) -> None:
         self.log.info("upgrading: %s", reason)
         try:
             with self.directory.entered():  # a new release may fail, and our workers are of the old one
