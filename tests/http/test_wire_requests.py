@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
@@ -9,7 +11,8 @@ import trio
 
 from tests.apps import echo, hello, read_body, respond
 from tests.http.feeding import head
-from trioserve.testing import encode_request, serving
+from tests.waiting import until_blocked
+from trioserve.testing import RawClient, connect, encode_request, serving
 
 pytestmark = pytest.mark.modes("tls")
 
@@ -314,6 +317,122 @@ async def test_a_client_that_is_gone_when_100_is_due_is_no_fault_of_the_app(engi
         await server.wait_idle()
         assert told == ["http.disconnect"]
         assert server.failure is None
+
+
+# More than the kernel takes for a peer that does not read.
+LINKS = [b"x" * 8000] * 1500
+HINT = {"type": "http.response.early_hint", "links": LINKS}
+
+
+class HintReader(RawClient):
+    """Reads a hint of that size, at last."""
+
+    async def read_hint(self) -> None:
+        await self.receive_until(b"HTTP/1.1 103 Early Hints\r\n")
+        size = len(b"".join(b"link: %b\r\n" % link for link in LINKS)) + 2
+        parts, left = [self.received], size - len(self.received)
+        while left > 0:
+            parts.append(await self.receive())
+            assert parts[-1]
+            left -= len(parts[-1])
+        data = b"".join(parts)
+        assert data[:size].endswith(b"xxx\r\n\r\n")
+        self.received = data[size:]
+
+
+@asynccontextmanager
+async def connected(app: Any, **options: Any) -> AsyncIterator[HintReader]:
+    async with serving(app, **options) as server:
+        async with connect(server.addresses[0], client=HintReader) as client:
+            assert isinstance(client, HintReader)
+            with trio.fail_after(60):
+                yield client
+    assert server.failure is None
+
+
+@pytest.mark.modes(because="TLS and HTTP/2 write what they have in other ways")
+async def test_100_beside_a_send_that_waits(engine: str, hub: str) -> None:
+    hinting, go_on = trio.Event(), trio.Event()
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] == "http":
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(send, HINT)
+                hinting.set()
+                await go_on.wait()
+                body = await read_body(receive)
+            await respond(send, body)
+
+    async with connected(app, http_engine=engine, hub=hub) as client:
+        await client.send(head(POST, "Expect: 100-continue", "Content-Length: 5"))
+        await hinting.wait()
+        await trio.testing.wait_all_tasks_blocked(0.05)
+        go_on.set()
+        await trio.testing.wait_all_tasks_blocked(0.05)
+        await client.read_hint()
+        assert await client.receive_until(b"\r\n\r\n") == b"HTTP/1.1 100 Continue\r\n\r\n"
+        await client.send(b"hello")
+        response = await client.read_response()
+        assert (response.status, response.body, response.interim) == (200, b"hello", [])
+
+
+@pytest.mark.modes(because="TLS and HTTP/2 write what they have in other ways")
+@pytest.mark.parametrize("given_up", [False, True], ids=["both", "given up"])
+async def test_a_send_beside_a_100_that_waits(engine: str, hub: str, given_up: bool) -> None:
+    waiting = trio.Event()
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] != "http":
+            return
+        async with until_blocked(0.05):
+            await send(HINT)
+        reading = trio.CancelScope()
+
+        async def read() -> None:
+            with reading:
+                await receive()
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(read)
+            await trio.testing.wait_all_tasks_blocked(0.05)
+            nursery.start_soon(respond, send, b"answer")
+            await trio.testing.wait_all_tasks_blocked(0.05)
+            if given_up:
+                reading.cancel()
+            waiting.set()
+
+    async with connected(app, http_engine=engine, hub=hub) as client:
+        await client.send(head(POST, "Expect: 100-continue", "Content-Length: 5"))
+        await waiting.wait()
+        await client.read_hint()
+        response = await client.read_response()
+        assert (response.status, response.body, response.interim) == (200, b"answer", [100])
+
+
+@pytest.mark.modes(because="TLS and HTTP/2 write what they have in other ways")
+@pytest.mark.parametrize("size", [6, 100_000])
+async def test_a_response_behind_what_is_left_of_a_hint(engine: str, hub: str, size: int) -> None:
+    """Its send() was given up half way; by now there is room again."""
+    given_up, go_on = trio.Event(), trio.Event()
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] == "http":
+            async with until_blocked(0.05):
+                await send(HINT)
+            given_up.set()
+            await go_on.wait()
+            await respond(send, b"x" * size)
+
+    async with connected(app, http_engine=engine, hub=hub) as client:
+        await client.send(head("GET / HTTP/1.1"))
+        await given_up.wait()
+        async with until_blocked(0.05):
+            while True:
+                client.received += await client.receive()
+        go_on.set()
+        await client.read_hint()
+        response = await client.read_response()
+        assert (response.status, response.body, response.interim) == (200, b"x" * size, [])
 
 
 @pytest.mark.parametrize(

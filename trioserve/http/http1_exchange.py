@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 
+from trio.lowlevel import ParkingLot
+
 from trioserve.asgi.exchange import ResponseState, check_body_length, listed
 from trioserve.asgi.file_body import FilePart
 from trioserve.http.engine import Engine
@@ -54,6 +56,7 @@ class Http1Exchange(Http1Request):
     _flags = 0
     _flush_asked = False
     _chunked = False
+    _turns: ParkingLot | None = None  # of those who are to write once another task of the app has
     _expected: int | None = None
     _trailers: list[bytes] | None
 
@@ -102,7 +105,7 @@ class Http1Exchange(Http1Request):
             check_body_length(size, self._expected, True)
         framing = b"content-length: %d\r\n" % size
         # Complete whatever the kernel takes of it now: nothing more may be sent, and what is left is in the queue.
-        if size > _HOLD_SIZE:
+        if size > _HOLD_SIZE or self.queue:
             self.queue += (self._head(framing, b""), body)
             self._complete(size)
             return self.wire_write_queue()
@@ -253,6 +256,9 @@ class Http1Exchange(Http1Request):
             body = b"" if self._is_head else answer.body
             data = self._head(b"", body)
             self._complete(len(body))
+            if self.queue:
+                self.queue.append(data)
+                return False
             sent = self.transport.send_nowait(data)
         except OSError as error:
             self.raise_disconnected(error)
@@ -283,7 +289,7 @@ class Http1Exchange(Http1Request):
         """Head and file in two calls, where the file is in memory and the socket has room; True if that was all."""
         worker = self.connection.worker
         span = answer.span
-        if span is None:
+        if span is None or self.queue:
             return False
         head = self._head(b"", b"")
         now = self.head_at or 0.0
@@ -369,11 +375,19 @@ class Http1Exchange(Http1Request):
         self.response_bytes += len(data)
 
     async def wait_room(self, push: Callable[[], bool] | None = None) -> None:
-        """The kernel takes no more: wait until it does, in the phase `response_write`."""
+        """The kernel takes no more: wait until it may, in the phase `response_write`."""
         self.connection.start_write()
+        watch = self.transport.watch
         try:
-            await self.transport.watch.wait_writable(push)
+            if watch.writer is None:
+                await watch.wait_writable(push)
+            else:  # a send(), or the 100 that a receive() has asked for: in turn
+                if self._turns is None:
+                    self._turns = ParkingLot()
+                await self._turns.park()
         finally:
+            if self._turns is not None:
+                self._turns.unpark_all()
             self.end_write()
 
     # -- writing ---------------------------------------------------------------------------------------------
