@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import codecs
 import copy
 import dataclasses
 import grp
@@ -279,6 +280,13 @@ BAD: list[tuple[str, Any, str]] = [
     ("bind", ["fd://x"], "is not"),
     ("bind", ["unix:"], "is not"),
     ("bind", [" "], "is not"),
+    ("bind", "[::1", "'[::1' is not: an IPv6 address stands whole in brackets, as in [::1]:8000"),
+    ("bind", "::1]", "in brackets"),
+    ("bind", "[]:80", "in brackets"),
+    ("bind", "[::1]]:80", "in brackets"),
+    ("bind", "[::1]x", "in brackets"),
+    ("bind", "x[::1]:80", "in brackets"),
+    ("insecure_bind", "[::1:80", "in brackets"),
     ("bind", {"a": 1}, "host:port"),
     ("bind", b"a:1", "host:port"),
     ("umask", "8", "octal"),
@@ -524,7 +532,21 @@ def test_a_toml_file_lists_all_its_mistakes_at_once(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("content", "text"),
-    [(b"bind = [", "not valid TOML: "), (b"\xff", "not valid TOML"), (None, "No such file or directory")],
+    [
+        (b"bind = [", "not valid TOML: "),
+        (b"\xff", "not valid TOML"),
+        (None, "No such file or directory"),
+        (
+            b"\xef\xbb\xbfworkers = 1",
+            "the byte order mark of UTF-8 (ef bb bf), and TOML has none: save the file",
+        ),
+        (
+            "workers = 1".encode("utf-16"),
+            "UTF-16 (ff fe), and TOML has none: save the file as UTF-8 without one",
+        ),
+        ("workers = 1".encode("utf-16-be"), "not valid TOML"),
+        (codecs.BOM_UTF16_BE + "workers = 1".encode("utf-16-be"), "UTF-16 (fe ff)"),
+    ],
 )
 def test_an_unreadable_toml_file_is_named(tmp_path: Path, content: bytes | None, text: str) -> None:
     file = tmp_path / "c.toml"
@@ -534,6 +556,30 @@ def test_an_unreadable_toml_file_is_named(tmp_path: Path, content: bytes | None,
         load_config({}, {}, str(file))
     assert str(caught.value).startswith(f"{file}: ")
     assert text in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("content", "text"),
+    [
+        (
+            "[trioserve]\nbind = 'a:1'\nworkers = 1\n",
+            "[trioserve] with bind, workers: settings stand at the top level",
+        ),
+        (
+            "[server]\nport = 1\n[tool.x]\ny = 1\n[tool.trioserve]\nworkers = 1\n",
+            "[tool.trioserve] with workers: ",
+        ),
+        ("[[server]]\nworkers = 1\n", "server = [{'workers': 1}] (list): unknown setting"),
+        ("[server]\nport = 1\n", "server = {'port': 1} (dict): unknown setting"),
+    ],
+)
+def test_settings_in_a_table_are_told_where_they_belong(tmp_path: Path, content: str, text: str) -> None:
+    file = tmp_path / "c.toml"
+    file.write_text(f"backlog = 5\n{content}[sni_certificates.'a']\ncertfile = 'x'\nkeyfile = 'y'\n")
+    with pytest.raises(ConfigError) as caught:
+        Config.from_toml(file)
+    assert str(caught.value).startswith(f"{file}: {text}")
+    assert "\n" not in str(caught.value)
 
 
 PYTHON_FILE = """
@@ -966,6 +1012,40 @@ def test_a_target_larger_than_the_head_is_a_contradiction_only_when_asked_for() 
     Config.from_mapping(max_head_size=4096).validate()
     with pytest.raises(ConfigError, match=r"larger than max_head_size = 4096 \(code mapping\)"):
         Config.from_mapping(max_head_size=4096, max_target_size=8192).validate()
+
+
+@pytest.mark.parametrize(
+    ("settings", "text"),
+    [
+        ({"bind": ["unix:/x", "a:1", "unix:/x"]}, "unix:/x is named more than once: remove all but one"),
+        ({"bind": ["unix:/x", "unix:/y/../x"]}, "unix:/x and unix:/y/../x are the same: remove one of them"),
+        ({"bind": [f"unix:{os.getcwd()}/x", "unix:x"]}, "unix:x are the same"),
+        ({"bind": ["a:1", "a:1"], "workers": 0}, "a:1 is named more than once"),
+        ({"bind": ["fd://3", "fd://3"]}, "fd://3 is named more than once"),
+    ],
+)
+def test_an_address_is_bound_once(settings: dict[str, Any], text: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        Config.from_mapping(settings).validate()
+    assert str(caught.value).startswith("mapping: bind = [")
+    assert text in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_an_address_speaks_either_tls_or_not() -> None:
+    config = Config.from_mapping(bind=["a:1", "unix:x"], insecure_bind=["b:1", "unix:./x"])
+    config.validate()  # without TLS it is not bound
+    config.certfile = "certificate.pem"
+    with pytest.raises(ConfigError) as caught:
+        config.validate()
+    assert str(caught.value) == (
+        "mapping: insecure_bind = ['b:1', 'unix:./x'] (list): unix:./x is in bind (code mapping), where TLS is spoken, "
+        "as well: remove it from one of them"
+    )
+
+
+def test_ports_that_the_kernel_chooses_are_not_the_same() -> None:
+    Config.from_mapping(bind=["a:0", "a:0", "unix:x", "unix:y"]).validate()
 
 
 def test_an_error_cannot_be_contained_and_fatal() -> None:

@@ -85,9 +85,32 @@ def _contradictions(config: Config) -> Iterator[str]:
         )
     yield from _missing_directories(config)
     yield from find_place_problems(config)
+    yield from _bound_twice(config)
     both = [name for name in config.contain_errors if name in config.fatal_errors]
     if both:
         yield f"contain_errors and fatal_errors both name {both[0]!r}: an error can be one or the other"
+
+
+def _bound_twice(config: Config) -> Iterator[str]:
+    known: dict[str, tuple[str, str]] = {}
+    for name in ("bind", "insecure_bind") if config.ssl_enabled else ("bind",):
+        binds = getattr(config, name)
+        for bind in binds:
+            if bind.endswith(":0"):
+                continue  # the kernel chooses another port each time
+            place = os.path.abspath(bind[5:]) if bind.startswith("unix:") else bind  # noqa: PTH100 - of no link
+            where, other = known.setdefault(place, (name, bind))
+            if (where, other) == (name, bind) and binds.count(bind) == 1:
+                continue
+            described = config.source_of(name).describe(name, binds)
+            if where != name:
+                where = f"{where} ({config.source_of(where)}), where TLS is spoken,"
+                yield f"{described}: {bind} is in {where} as well: remove it from one of them"
+            elif other != bind:
+                yield f"{described}: {other} and {bind} are the same: remove one of them"
+            else:
+                yield f"{described}: {bind} is named more than once: remove all but one"
+                break
 
 
 def _missing_directories(config: Config) -> Iterator[str]:

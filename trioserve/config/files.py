@@ -8,6 +8,7 @@ are helpers of the file.
 
 from __future__ import annotations
 
+import codecs
 import importlib
 import importlib.util
 import os
@@ -24,6 +25,9 @@ from trioserve.errors import ConfigError
 
 FilePath = bytes | str | os.PathLike[str] | os.PathLike[bytes]
 
+# What editors put in front of a text, and a parser takes for a part of it.
+_MARKS = {codecs.BOM_UTF8: "UTF-8", codecs.BOM_UTF16_LE: "UTF-16", codecs.BOM_UTF16_BE: "UTF-16"}
+
 _PLAIN = (bool, int, float, str, bytes, list, tuple, dict, set, type(None))
 
 
@@ -31,12 +35,38 @@ def read_toml(filename: FilePath) -> dict[str, Any]:
     """The top level of a TOML file."""
     path = os.fsdecode(filename)
     try:
-        return tomllib.loads(Path(path).read_text(encoding="utf-8"))
+        data = Path(path).read_bytes()
     except OSError as error:
         raise _unreadable(path, error) from error
+    for mark, encoding in _MARKS.items():
+        if data.startswith(mark):
+            raise ConfigError(
+                f"{path}: begins with the byte order mark of {encoding} ({mark.hex(' ')}), and TOML has none: save the "
+                "file as UTF-8 without one"
+            )
+    try:
+        found = tomllib.loads(data.decode())
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         hint = f"; for a Python file give file:{path}" if path.endswith(".py") else ""
         raise ConfigError(f"{path}: not valid TOML: {error}{hint}") from error
+    for name, value in found.items():
+        if name not in BY_NAME and (misplaced := _find_settings(name, value)):
+            table, names = misplaced
+            raise ConfigError(
+                f"{path}: [{table}] with {', '.join(names)}: settings stand at the top level of the file, in no table: "
+                f"put them there, and remove [{table}]"
+            )
+    return found
+
+
+def _find_settings(table: str, value: object) -> tuple[str, list[str]] | None:
+    """The first table that has settings in it, and their names: this one, or one below it."""
+    if not isinstance(value, dict):
+        return None
+    if names := [name for name in value if name in BY_NAME]:
+        return table, names
+    below = (_find_settings(f"{table}.{name}", inner) for name, inner in value.items())
+    return next(filter(None, below), None)
 
 
 def run_pyfile(filename: FilePath) -> object:

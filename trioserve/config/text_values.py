@@ -194,6 +194,8 @@ class Binds(TextList):
             good = len(item) > len("unix:")
         elif item.startswith("fd://"):
             good = _is_number(item[len("fd://") :])
+        elif _has_wrong_brackets(item):
+            raise self._refuse(f"{item!r} is not: an IPv6 address stands whole in brackets, as in [::1]:8000")
         else:
             host, colon, port = item.rpartition(":")
             bare = not colon or item.endswith("]") or (":" in host and "[" not in host)
@@ -201,6 +203,13 @@ class Binds(TextList):
         if not good:
             raise self._refuse(f"{item!r} is not")
         return item
+
+
+def _has_wrong_brackets(bind: str) -> bool:
+    address = bind.removeprefix("tcp://")
+    if "[" not in address and "]" not in address:
+        return False
+    return re.fullmatch(r"\[[^][]+\](:[^][]*)?", address) is None
 
 
 class StaticMounts(TextList):
