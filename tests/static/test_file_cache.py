@@ -15,7 +15,7 @@ import trio
 
 from trioserve.static.confine import ConfinedRoot, NeedsThread, RootClosed
 from trioserve.static.field_rules import FieldRules
-from trioserve.static.file_cache import FileCache, OutOfDescriptors, most_descriptors
+from trioserve.static.file_cache import FileCache, OutOfDescriptors, descriptor_limit, most_descriptors
 from trioserve.static.open_file import OpenFile
 from trioserve.static.options import StaticOptions
 from trioserve.static.variants import Absent, Entry, Looker
@@ -257,10 +257,11 @@ async def test_no_more_than_a_quarter_of_the_descriptors_for_all_caches_together
     monkeypatch.setattr("trioserve.static.file_cache._open_caches", WeakSet[FileCache]())
     try:
         resource.setrlimit(resource.RLIMIT_NOFILE, (400, hard))
-        assert most_descriptors(1000) == 100
-        assert most_descriptors(10) == 10
+        assert most_descriptors(1000, descriptor_limit()) == 100
+        assert most_descriptors(10, descriptor_limit()) == 10
+        assert most_descriptors(1000, None) == 1000
         caches = [at.cache() for _ in range(25)]
-        assert most_descriptors(1000) == 4
+        assert most_descriptors(1000, 400) == 4
         for number in range(6):
             for cache in caches[:2]:
                 await found(cache, b"large%d" % number)
@@ -279,8 +280,33 @@ async def test_no_more_than_a_quarter_of_the_descriptors_for_all_caches_together
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
+async def test_the_limit_on_descriptors_is_asked_for_when_a_file_is_opened_and_not_at_each_look(
+    at: Fixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+
+    def getrlimit(which: int) -> tuple[int, int]:
+        asked.append(which)
+        return soft, hard
+
+    monkeypatch.setattr(resource, "getrlimit", getrlimit)
+    monkeypatch.setattr("trioserve.static.file_cache._open_caches", WeakSet[FileCache]())
+    cache = at.cache()
+    for number in range(4):
+        await found(cache, b"large%d" % number)
+    assert cache._descriptors == len(asked) == 4
+    for number in range(4):
+        at.clock.now += 2
+        await found(cache, b"large%d" % number)
+    assert len(asked) == 4
+    soft = 8
+    await found(cache, b"large4")
+    assert cache._descriptors == 2
+
+
 async def test_descriptors_are_bounded_beside_files(at: Fixture, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("trioserve.static.file_cache.most_descriptors", lambda _: 2)
+    monkeypatch.setattr("trioserve.static.file_cache.most_descriptors", lambda *_: 2)
     cache = at.cache()
     for number in range(6):
         await found(cache, b"large%d" % number)

@@ -68,6 +68,7 @@ class FileCache:
         self._frozen = options.frozen
         self._bytes = 0
         self._descriptors = 0
+        self._limit: int | None = None
         self._closed = False
         _open_caches.add(self)
 
@@ -162,6 +163,7 @@ class FileCache:
             self._entries[relative] = found
             self._bytes += found.memory
             self._descriptors += found.descriptors
+            self._limit = descriptor_limit()  # a system call: not for each look at a file that is known
         # Also for what was there: other caches may have come, and the share of this one is smaller.
         self._make_room(found)
         forever = self._frozen and found.settled
@@ -201,7 +203,7 @@ class FileCache:
 
     def _make_room(self, newest: Entry) -> None:
         entries = self._entries
-        descriptors = most_descriptors(self._most)
+        descriptors = most_descriptors(self._most, self._limit)
         while (
             len(entries) > self._most or self._bytes > self._most_bytes or self._descriptors > descriptors
         ) and len(entries) > 1:
@@ -248,12 +250,18 @@ class FileCache:
 _open_caches: WeakSet[FileCache] = WeakSet()
 
 
-def most_descriptors(wanted: int) -> int:
-    """How many files each open cache may keep open: one at least, and together a quarter of what the process may."""
+def descriptor_limit() -> int | None:
+    """How many files the process may have open, or None if as many as it likes."""
     try:
         import resource
     except ImportError:  # Windows
-        return min(wanted, 128)
+        return 512
     soft = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
-    share = soft // 4 // max(1, len(_open_caches))
-    return wanted if soft == resource.RLIM_INFINITY else max(1, min(wanted, share))
+    return None if soft == resource.RLIM_INFINITY else soft
+
+
+def most_descriptors(wanted: int, limit: int | None) -> int:
+    """How many files each open cache may keep open: one at least, and together a quarter of what the process may."""
+    if limit is None:
+        return wanted
+    return max(1, min(wanted, limit // 4 // max(1, len(_open_caches))))
