@@ -18,7 +18,7 @@ from trioserve.errors import UsageError
 from trioserve.static import precompress, sibling_encoders, sibling_writer
 from trioserve.static.codings import dcz_head, dcz_suffix
 from trioserve.static.confine import ConfinedRoot
-from trioserve.static.old_files import OldFiles
+from trioserve.static.old_files import OldFile, OldFiles
 from trioserve.static.precompress import run_precompress
 from trioserve.static.sibling_encoders import dcz_window, make_dcz
 from trioserve.static.sibling_writer import Outcome, Source, Task, Tree, write_sibling
@@ -114,16 +114,84 @@ def test_each_release_has_its_sibling_beside_the_others(
 
 @settings(max_examples=30, deadline=None)
 @given(
-    st.binary(min_size=1, max_size=3000), st.integers(0, 3000), st.integers(0, 3000), st.binary(max_size=500)
+    st.binary(min_size=1, max_size=3000),
+    st.integers(0, 3000),
+    st.integers(0, 3000),
+    st.binary(max_size=500),
+    st.booleans(),
 )
 def test_whatever_is_the_dictionary_it_gives_the_source(
-    dictionary: bytes, begin: int, end: int, more: bytes
+    dictionary: bytes, begin: int, end: int, more: bytes, shared: bool
 ) -> None:
-    source = (dictionary[begin:] + more + dictionary[:end]) * 3 + b"."
-    coding = make_dcz(hashlib.sha256(dictionary).digest(), len(dictionary), lambda: dictionary)
-    encoder = coding.begin(len(source))
-    parts = [encoder.feed(source[at : at + 700]) for at in range(0, len(source), 700)]
-    assert decode(b"".join([encoder.head, *parts, encoder.finish()]), dictionary) == source
+    coding = make_dcz(hashlib.sha256(dictionary).digest(), len(dictionary), lambda: dictionary, shared=shared)
+    part = dictionary[begin:] + more + dictionary[:end]
+    for source in (part * 3 + b".", part[:-1] + b".", b"."):
+        encoder = coding.begin(len(source))
+        parts = [encoder.feed(source[at : at + 700]) for at in range(0, len(source), 700)]
+        assert decode(b"".join([encoder.head, *parts, encoder.finish()]), dictionary) == source
+
+
+@pytest.mark.parametrize("size", [100_000, 2 * MIB], ids=["with a tree", "without"])
+def test_what_many_sources_have_is_as_good_as_what_each_has_for_itself(size: int) -> None:
+    dictionary = text(4, size // 8)
+    digest = hashlib.sha256(dictionary).digest()
+    reads: list[int] = []
+
+    def read() -> bytes:
+        reads.append(1)
+        return dictionary
+
+    own = make_dcz(digest, len(dictionary), read)
+    shared = make_dcz(digest, len(dictionary), read, shared=True)
+    assert (own.dictionary_size, shared.dictionary_size) == (len(dictionary), 0)
+    for length in (1, 3000, 60_000):
+        source = dictionary[size // 3 :][: length - 1] + b"!"
+        made = []
+        for coding in (own, shared):
+            encoder = coding.begin(length)
+            made.append(encoder.head + encoder.feed(source) + encoder.finish())
+            assert decode(made[-1], dictionary) == source
+        frames = [zstandard.get_frame_parameters(data[40:]) for data in made]
+        assert frames[0].window_size == frames[1].window_size
+        assert len(made[1]) <= len(made[0]) * 1.05 + 10
+    assert len(reads) == 3 + 1
+    shared.begin(len(dictionary) + 1)
+    assert len(reads) == 5, "one that is larger is worth tables of its own"
+
+
+def test_a_dictionary_that_would_stop_all_threads_for_long_is_not_kept() -> None:
+    reads: list[int] = []
+
+    def read() -> bytes:
+        reads.append(1)
+        return b"x"
+
+    coding = make_dcz(FIRST[:32], 32 * MIB + 1, read, shared=True)
+    assert coding.dictionary_size == 32 * MIB + 1
+    for _ in range(2):
+        coding.begin(10)
+    assert len(reads) == 2
+
+
+def test_a_dictionary_of_many_files_is_read_once(
+    old: Path, new: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reads: list[bytes] = []
+    real = OldFile.read
+
+    def read(file: OldFile) -> bytes:
+        reads.append(file.path)
+        return real(file)
+
+    monkeypatch.setattr(OldFile, "read", read)
+    words = make(old / "words.dat", FIRST)
+    pages = [
+        make(new / f"{number}.html", FIRST.replace(b"word7 ", b"new%d " % number)) for number in range(6)
+    ]
+    assert run(new, "--codings", "dcz", "--dictionary", f"{words}=*.html") == 0
+    assert reads == [b"words.dat"]
+    for page in pages:
+        assert decode((new / dcz(page.name, FIRST)).read_bytes(), FIRST) == page.read_bytes()
 
 
 @pytest.mark.parametrize(
@@ -177,6 +245,7 @@ def test_the_standard_librarys_zstd_does_as_well(
         def __init__(self, content: bytes, *, is_raw: bool) -> None:
             assert is_raw
             self.as_prefix = (len(content), "prefix")
+            self.as_digested_dict = (len(content), "digested")
 
     class Stdlib:
         """As `compression.zstd`."""
@@ -198,6 +267,10 @@ def test_the_standard_librarys_zstd_does_as_well(
     monkeypatch.setattr(sibling_encoders, "find_zstd", lambda: Module)
     made = make_dcz(FIRST[:32], size, lambda: bytes(size)).begin(5000).feed(b"x")
     assert made == repr(({"level": level, "window": 13}, (size, "prefix"), 5000)).encode()
+    coding = make_dcz(FIRST[:32], size, lambda: bytes(size), shared=True)
+    for _ in range(2):
+        made = coding.begin(3).feed(b"x")
+        assert made == repr(({"level": level, "window": 10}, (size, "digested"), 3)).encode()
 
 
 def test_what_is_not_smaller_than_the_others_is_not_written(old: Path, new: Path) -> None:

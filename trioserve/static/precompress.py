@@ -18,7 +18,7 @@ import signal
 import stat
 import sys
 import threading
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
@@ -179,7 +179,7 @@ def build_precompress_parser() -> CommandParser:
         action="append",
         default=[],
         help="what clients may have: the directory of an earlier release, a file, or FILE=PATTERN to name the files "
-        f"that it is the dictionary of (repeatable); up to {size_as_text(LARGEST_DICTIONARY)}, read anew for each file",
+        f"that it is the dictionary of (repeatable); up to {size_as_text(LARGEST_DICTIONARY)}",
     )
     parser.add_argument(
         "--min-size",
@@ -275,16 +275,20 @@ def _precompress(
 ) -> None:
     tasks: list[Task] = []
     later: list[Task] = []
+    found: list[tuple[Source, dict[bytes, OldFile]]] = []
     for source in tree.sources():
         if source.size >= asked.min_size:
             tasks += _due(source, codings, asked, report)
-            by_dictionary = _dcz_codings(tree, source, old_files, report)
-            later += _due(source, by_dictionary, asked, report)
-            if not asked.codings or DCZ in asked.codings:
-                # What was made of another state of it, with dictionaries that are not given now.
-                due = {coding.suffix for coding in by_dictionary}
-                past = [s for s in source.siblings if s not in due and not source.has_current(s)]
-                _remove_siblings(tree, source, [s for s in past if coding_of(s) == DCZ], report)
+            found.append((source, _old_files_of(tree, source, old_files, report)))
+    by_digest = _dcz_codings(found)
+    for source, olds in found:
+        by_dictionary = [by_digest[digest] for digest in olds]
+        later += _due(source, by_dictionary, asked, report)
+        if not asked.codings or DCZ in asked.codings:
+            # What was made of another state of it, with dictionaries that are not given now.
+            due = {coding.suffix for coding in by_dictionary}
+            past = [s for s in source.siblings if s not in due and not source.has_current(s)]
+            _remove_siblings(tree, source, [s for s in past if coding_of(s) == DCZ], report)
     for path, reason in itertools.chain(tree.problems, *(each.problems for each in old_files)):
         report.problem(path, reason)
     for each in old_files:
@@ -305,7 +309,10 @@ def _due(
             yield Task(source, coding)
 
 
-def _dcz_codings(tree: Tree, source: Source, old_files: Sequence[OldFiles], report: Report) -> list[Coding]:
+def _old_files_of(
+    tree: Tree, source: Source, old_files: Sequence[OldFiles], report: Report
+) -> dict[bytes, OldFile]:
+    """By their digests: several releases may have the same."""
     found: dict[bytes, OldFile] = {}
     for each in old_files:
         try:
@@ -316,8 +323,18 @@ def _dcz_codings(tree: Tree, source: Source, old_files: Sequence[OldFiles], repo
             report.problem(source.path, f"no dictionary: {reason_of(problem)}")
         else:
             if old is not None:
-                found[old.digest] = old  # several releases may have the same
-    return [make_dcz(old.digest, old.size, old.read) for old in found.values()]
+                found[old.digest] = old
+    return found
+
+
+def _dcz_codings(found: Iterable[tuple[Source, dict[bytes, OldFile]]]) -> dict[bytes, Coding]:
+    """One coding for each old file, by its digest."""
+    users = Counter(digest for _, olds in found for digest in olds)
+    return {
+        digest: make_dcz(digest, old.size, old.read, shared=users[digest] > 1)
+        for _, olds in found
+        for digest, old in olds.items()
+    }
 
 
 class _Crew:

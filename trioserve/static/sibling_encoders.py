@@ -7,6 +7,7 @@ what the client needs to decode.
 
 from __future__ import annotations
 
+import threading
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -41,6 +42,11 @@ _LARGEST_TREE: Final = 1 << 20
 _ZSTD_LEVEL_WITHOUT_TREE: Final = 12
 
 
+# Working through one for several sources stops all threads meanwhile, unlike what each does for itself: half a second
+# for 1 MiB (a tree), one and a half for this. And it is kept in memory.
+_LARGEST_KEPT: Final = 32 << 20
+
+
 class Encoder(NamedTuple):
     """One stream: what takes its parts, and what ends it; both return bytes to be written, behind `head`."""
 
@@ -58,7 +64,7 @@ class Coding:
         begin: makes the encoder for a source of so many bytes; they must be as many.
         cost: time it takes for a byte, relative to gzip; for the progress bar and to begin with what takes longest.
         dictionary: SHA-256 of the one that is needed.
-        dictionary_size: bytes of it; each encoder works through them before the source.
+        dictionary_size: bytes of it that each encoder works through before the source.
     """
 
     name: bytes
@@ -107,36 +113,71 @@ def dcz_window(dictionary: int, source: int) -> int:
     return max((source - 1).bit_length(), 10) if source <= most else most.bit_length() - 1
 
 
-def make_dcz(digest: bytes, dictionary_size: int, read: Callable[[], bytes]) -> Coding:
+def make_dcz(
+    digest: bytes, dictionary_size: int, read: Callable[[], bytes], *, shared: bool = False
+) -> Coding:
     """The coding with one dictionary.
 
     Args:
         digest: its SHA-256.
         dictionary_size: in bytes.
         read: returns the dictionary, in the thread that needs it.
+        shared: several sources have it. It is worked through once, then, and kept: that takes longer than a small
+            source does.
     """
+    is_kept = shared and dictionary_size <= _LARGEST_KEPT
+    kept: list[Any] = []
+    lock = threading.Lock()
 
     def begin(size: int) -> Encoder:
-        dictionary = read()
-        encoder = _dcz_encoder(find_zstd(), dictionary, size)
+        module = find_zstd()
+        # The tables fit what is about as large as the dictionary: a source that is larger is better off with its own.
+        if is_kept and size <= dictionary_size:
+            with lock:
+                if not kept:
+                    kept.append(_worked_through(module, read()))
+            known = kept[0]
+        else:
+            known = _as_it_is(module, read())
+        encoder = _dcz_encoder(module, known, dictionary_size, size)
         return Encoder(encoder.compress, encoder.flush, dcz_head(digest))
 
-    return Coding(DCZ, begin, 20, digest, dictionary_size)
+    return Coding(DCZ, begin, 20, digest, 0 if is_kept else dictionary_size)
 
 
-def _dcz_encoder(module: Any, dictionary: bytes, size: int) -> Any:
-    window = dcz_window(len(dictionary), size)
-    level = _ZSTD_LEVEL if len(dictionary) <= _LARGEST_TREE else _ZSTD_LEVEL_WITHOUT_TREE
+def _as_it_is(module: Any, dictionary: bytes) -> Any:
+    """A dictionary for one encoder."""
+    if hasattr(module, "ZstdCompressionDict"):  # the package
+        return module.ZstdCompressionDict(dictionary, dict_type=module.DICT_TYPE_RAWCONTENT)
+    return module.ZstdDict(dictionary, is_raw=True).as_prefix
+
+
+def _worked_through(module: Any, dictionary: bytes) -> Any:
+    """A dictionary for many encoders, in any threads, with the tables that each would fill from it."""
+    if not hasattr(module, "ZstdCompressionDict"):
+        return module.ZstdDict(dictionary, is_raw=True).as_digested_dict  # fills them when it is first used
+    known = _as_it_is(module, dictionary)
+    size = len(dictionary)
+    options = module.ZstdCompressionParameters.from_level(_dcz_level(size), source_size=size, dict_size=size)
+    known.precompute_compress(compression_params=options)
+    return known
+
+
+def _dcz_level(dictionary: int) -> int:
+    return _ZSTD_LEVEL if dictionary <= _LARGEST_TREE else _ZSTD_LEVEL_WITHOUT_TREE
+
+
+def _dcz_encoder(module: Any, known: Any, dictionary: int, size: int) -> Any:
+    window = dcz_window(dictionary, size)
+    level = _dcz_level(dictionary)
     if hasattr(module, "ZstdCompressionDict"):  # the package
         options = module.ZstdCompressionParameters.from_level(
-            level, source_size=size, dict_size=len(dictionary), window_log=window
+            level, source_size=size, dict_size=dictionary, window_log=window
         )
-        known = module.ZstdCompressionDict(dictionary, dict_type=module.DICT_TYPE_RAWCONTENT)
         return module.ZstdCompressor(dict_data=known, compression_params=options).compressobj(size=size)
     kinds = module.CompressionParameter
     encoder = module.ZstdCompressor(
-        options={kinds.compression_level: level, kinds.window_log: window},
-        zstd_dict=module.ZstdDict(dictionary, is_raw=True).as_prefix,
+        options={kinds.compression_level: level, kinds.window_log: window}, zstd_dict=known
     )
     encoder.set_pledged_input_size(size)
     return encoder
