@@ -44,11 +44,17 @@ def test_the_directory_and_its_options_reach_the_worker(site: Path, monkeypatch:
     app = app_of(
         "--no-listing", "--index", "a.html", "--index", "b.html", "--not-found", "404.html", str(site),
         "--max-age", "5", "--dotfiles", "--symlinks", "never", "--frozen", "--bind", "127.0.0.1:0",
+        "--use-as-dictionary", "app.*.js=/app.*.js?v=*", "--use-as-dictionary", "it's=/\"odd\"",
     )  # fmt: skip
     options = app.options
     assert (options.listing, options.index, options.not_found) == (False, ("a.html", "b.html"), "404.html")
     assert (options.max_age, options.dotfiles, options.symlinks, options.frozen) == (5, True, "never", True)
+    assert options.use_as_dictionary == (
+        ("app.*.js", b'match="/app.*.js?v=*"'),
+        ("it's", b'match="/\\"odd\\""'),
+    )
     single = app_of("--spa", str(site)).options
+    assert single.use_as_dictionary is None
     assert (single.spa, single.listing) == ("index.html", False)
     assert app_of("--spa", "--listing", str(site)).options.listing
     monkeypatch.chdir(site)
@@ -91,6 +97,16 @@ def test_a_reload_is_not_about_the_files_that_are_served(site: Path) -> None:
             "argument --symlinks: 'all': expected one of beneath, never, follow",
         ),
         ([".", "--not-found", "../x"], EXIT_CONFIG, "--not-found = '../x'"),
+        (
+            [".", "--use-as-dictionary", "app.*.js"],
+            EXIT_USAGE,
+            "argument --use-as-dictionary: 'app.*.js': expected the pattern of files and that of the URLs",
+        ),
+        (
+            [".", "--use-as-dictionary", "*.js=/(a|b).js"],
+            EXIT_CONFIG,
+            "--use-as-dictionary = [('*.js', '/(a|b).js')]: '/(a|b).js': regular expressions are not allowed",
+        ),
         ([".", "--static", "/x=nowhere"], EXIT_CONFIG, "there is no directory"),
         (["--help"], EXIT_OK, ""),
         ([".", "--check-config"], EXIT_OK, ""),
@@ -113,6 +129,7 @@ def test_what_is_wrong_ends_with_a_message(
     if argv == ["--help"]:
         assert out.startswith("usage: trioserve static [flags] [DIR]\n")
         assert "--listing, --no-listing" in out
+        assert "--use-as-dictionary FILES=URLS" in out
         assert "--bind" in out
         assert not [name for name in command.OF_OTHER_APPS if BY_NAME[name].main_flag in out]
 
@@ -227,10 +244,11 @@ def test_the_first_look_is_bounded(site: Path, monkeypatch: pytest.MonkeyPatch) 
 @pytest.mark.parametrize("workers", ["0", "2"])
 async def test_a_directory_is_served_by_a_command(site: Path, workers: str) -> None:
     argv = trioserve_command("static", str(site), "--bind", "127.0.0.1:0", "--workers", workers)
-    async with start_process(*argv) as server:
+    async with start_process(*argv, "--use-as-dictionary", "large.*=/docs/*") as server:
         await server.wait_running()
         assert f"Serving {site}\n" in server.stdout.text
-        assert (await server.get("/large.bin")).body == LARGE
+        large = await server.get("/large.bin")
+        assert (large.body, large.header("use-as-dictionary")) == (LARGE, 'match="/docs/*"')
         listed = await server.get("/bare/")
         assert b"one.txt" in listed.body
         assert (await server.get("/.env")).status == 404

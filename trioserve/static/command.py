@@ -29,7 +29,9 @@ _MOST_SECONDS = 0.5
 _DEFAULT_INDEX = "index.html"
 
 # Flags whose value is an option of `StaticFiles`.
-_OPTIONS = ("listing", "spa", "not_found", "max_age", "dotfiles", "symlinks", "frozen", "index")
+_OPTIONS = (
+    "listing", "spa", "not_found", "max_age", "dotfiles", "symlinks", "frozen", "index", "use_as_dictionary",
+)  # fmt: skip
 _PREFIX = "static_"
 
 #: Settings of the server that mean nothing for files; they are taken, but --help is long enough without them.
@@ -83,6 +85,14 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         metavar="POLICY",
     )
     add("--frozen", "files never change while the server runs (default off)", action=switch)
+    add(
+        "--use-as-dictionary",
+        "browsers keep FILES, a pattern, as compression dictionaries for URLS, a URL pattern, and are sent the "
+        "siblings that trioserve precompress --dictionary made: 'app.*.js=/app.*.js'; repeatable (default none)",
+        action="append",
+        type=_dictionary_rule,
+        metavar="FILES=URLS",
+    )
 
 
 def _seconds(text: str) -> Any:
@@ -90,6 +100,16 @@ def _seconds(text: str) -> Any:
         return Whole(0, unit="s").parse(text)
     except ValueError as error:
         raise argparse.ArgumentTypeError(f"{text!r}: {error}") from error
+
+
+def _dictionary_rule(text: str) -> tuple[str, str]:
+    files, _, urls = text.partition("=")
+    if not files or not urls:
+        raise argparse.ArgumentTypeError(
+            f"{text!r}: expected the pattern of files and that of the URLs that they are for, such as "
+            "'app.*.js=/app.*.js'"
+        )
+    return files, urls
 
 
 def take_options(flags: dict[str, Any]) -> dict[str, Any]:
