@@ -13,11 +13,20 @@ import trio
 from trio.testing import wait_all_tasks_blocked
 
 from tests.net.sockets import receive_exactly, reset, running_hub, send_all, tcp_pair, waits
-from tests.net.tls_sockets import OpenSSL, server_context, tls_pair
-from trioserve.net.tls import RECORD_SIZE, HandshakeFailed, TlsTransport, handshake, wait_hello
+from tests.net.tls_sockets import OpenSSL, certificates, sealed, tls_pair
+from trioserve.net.certificates import Certificates
+from trioserve.net.ktls import KtlsTransport
+from trioserve.net.tls import RECORD_SIZE, HandshakeFailed, handshake, wait_hello
+from trioserve.net.transport import Transport
 
 # Of the kernel's, each way. Much smaller, and loopback waits for delayed acknowledgements.
 SMALL = 64 * 1024
+
+
+@pytest.fixture(params=["records", "ktls"])
+def server(request: pytest.FixtureRequest) -> Certificates:
+    """The two ways of bytes to OpenSSL and back; where the kernel cannot encrypt, OpenSSL does in the second, too."""
+    return certificates(ktls=request.param == "ktls")
 
 
 @pytest.fixture(params=["1.2", "1.3"])
@@ -34,23 +43,35 @@ async def receive_all_of(client: Any, size: int) -> bytes:
     return found
 
 
+async def fill(transport: Transport) -> int:
+    """Write until neither kernel takes any more; the number of bytes."""
+    sent = before = 0
+    while True:
+        while more := transport.send_nowait(b"x" * RECORD_SIZE):
+            sent += more
+        if sent == before:
+            return sent
+        before = sent
+        await wait_all_tasks_blocked(0.05)
+
+
 # -- bytes ---------------------------------------------------------------------------------------------------
 
 
-async def test_bytes_go_both_ways(hub: str, version: str) -> None:
-    async with tls_pair(hub, version) as (transport, client):
+async def test_bytes_go_both_ways(hub: str, server: Certificates, version: str) -> None:
+    async with tls_pair(hub, server, version) as (transport, client):
         await client.send(b"question")
         assert await receive_exactly(transport, 8) == b"question"
         await send_all(transport, b"answer")
         assert await client.receive() == b"answer"
-        assert transport.sock.version() == f"TLSv{version}"
+        assert transport.tls.version() == f"TLSv{version}"
         assert (transport.bytes_read, transport.bytes_written) == (8, 6)
 
 
-async def test_much_arrives_whole_through_small_buffers(hub: str, version: str) -> None:
+async def test_much_arrives_whole_through_small_buffers(hub: str, server: Certificates, version: str) -> None:
     """Both ways at once, with writes of all sizes that block in the middle of records."""
     data = os.urandom(2_000_000)
-    async with tls_pair(hub, version, buffers=SMALL) as (transport, client):
+    async with tls_pair(hub, server, version, buffers=SMALL) as (transport, client):
         dice = random.Random(version)
 
         async def write() -> None:
@@ -78,17 +99,17 @@ async def test_much_arrives_whole_through_small_buffers(hub: str, version: str) 
         assert (transport.bytes_read, transport.bytes_written) == (len(data), len(data))
 
 
-async def test_reading_a_little_at_a_time_leaves_nothing_behind(hub: str) -> None:
+async def test_reading_a_little_at_a_time_leaves_nothing_behind(hub: str, server: Certificates) -> None:
     """What OpenSSL has decrypted and not handed out has no edge of its own."""
-    async with tls_pair(hub) as (transport, client):
+    async with tls_pair(hub, server) as (transport, client):
         await client.send(b"0123456789" * 1000)
         assert await receive_exactly(transport, 10_000, 7) == b"0123456789" * 1000
         assert transport.recv_nowait() is None
         assert not transport.watch.readable
 
 
-async def test_records_that_come_together_are_all_read(hub: str) -> None:
-    async with tls_pair(hub) as (transport, client):
+async def test_records_that_come_together_are_all_read(hub: str, server: Certificates) -> None:
+    async with tls_pair(hub, server) as (transport, client):
         for number in range(50):
             await client.send(b"%03d" % number)
         await wait_all_tasks_blocked(0.01)
@@ -96,8 +117,8 @@ async def test_records_that_come_together_are_all_read(hub: str) -> None:
         assert not transport.watch.readable or transport.recv_nowait() is None
 
 
-async def test_a_whole_record_costs_no_read_that_finds_nothing(hub: str) -> None:
-    async with tls_pair(hub) as (transport, client):
+async def test_a_whole_record_costs_no_read_that_finds_nothing(hub: str, server: Certificates) -> None:
+    async with tls_pair(hub, server) as (transport, client):
         while transport.recv_nowait() is not None:
             pass
         await client.send(b"request")
@@ -107,9 +128,9 @@ async def test_a_whole_record_costs_no_read_that_finds_nothing(hub: str) -> None
         assert await waits(transport.watch)
 
 
-async def test_half_a_record_is_nothing_yet(hub: str) -> None:
-    async with tls_pair(hub) as (transport, client):
-        record = sealed(client, b"whole")
+async def test_half_a_record_is_nothing_yet(hub: str, server: Certificates) -> None:
+    async with tls_pair(hub, server) as (transport, client):
+        record = sealed(client.sock, b"whole")
         socket.socket.send(client.sock, record[:-3])
         await wait_all_tasks_blocked(0.01)
         assert not transport.has_input(), "or a client could stay for ever by a byte at a time"
@@ -120,23 +141,9 @@ async def test_half_a_record_is_nothing_yet(hub: str) -> None:
         assert transport.recv_nowait() == b"whole"
 
 
-def sealed(client: Any, data: bytes) -> bytes:
-    """A record as the client would send it, taken off the wire: its socket is replaced by a pair meanwhile."""
-    ours, other = socket.socketpair()
-    with ours, other:
-        kept = os.dup(client.sock.fileno())
-        try:
-            os.dup2(ours.fileno(), client.sock.fileno())
-            client.sock.send(data)
-            return other.recv(65536)
-        finally:
-            os.dup2(kept, client.sock.fileno())
-            os.close(kept)
-
-
-async def test_a_caller_may_retry_with_less_or_more(hub: str) -> None:
+async def test_a_caller_may_retry_with_less_or_more(hub: str, server: Certificates) -> None:
     """What OpenSSL has begun to send is sent once, however the caller cuts it the next time."""
-    async with tls_pair(hub, buffers=SMALL) as (transport, client):
+    async with tls_pair(hub, server, buffers=SMALL) as (transport, client):
         data = bytes(range(256)) * 4000
         sent = 0
         while (more := transport.send_nowait(memoryview(data)[sent:])) > 0:
@@ -159,8 +166,8 @@ async def test_a_caller_may_retry_with_less_or_more(hub: str) -> None:
         assert transport.bytes_written == len(data)
 
 
-async def test_an_empty_write_is_nothing(hub: str) -> None:
-    async with tls_pair(hub) as (transport, _):
+async def test_an_empty_write_is_nothing(hub: str, server: Certificates) -> None:
+    async with tls_pair(hub, server) as (transport, _):
         assert transport.send_nowait(b"") == 0
         assert transport.send_parts_nowait([b"", b""]) is False
 
@@ -169,9 +176,9 @@ async def test_an_empty_write_is_nothing(hub: str) -> None:
 
 
 @pytest.mark.parametrize("both", [True, False])
-async def test_new_keys_in_the_middle_lose_nothing(hub: str, both: bool) -> None:
+async def test_new_keys_in_the_middle_lose_nothing(hub: str, server: Certificates, both: bool) -> None:
     """RFC 8446 section 4.6.3. Ours must follow, which OpenSSL sends with our next record."""
-    async with tls_pair(hub, "1.3", buffers=SMALL) as (transport, client):
+    async with tls_pair(hub, server, "1.3", buffers=SMALL) as (transport, client):
         openssl = OpenSSL(client.sock)
 
         async def echo() -> None:
@@ -187,9 +194,9 @@ async def test_new_keys_in_the_middle_lose_nothing(hub: str, both: bool) -> None
                 assert await receive_all_of(client, len(data)) == data
 
 
-async def test_a_client_may_not_renegotiate(hub: str) -> None:
+async def test_a_client_may_not_renegotiate(hub: str, server: Certificates) -> None:
     """It is told so by an alert, and goes on or leaves; either way it has cost us nothing."""
-    async with tls_pair(hub, "1.2") as (transport, client):
+    async with tls_pair(hub, server, "1.2") as (transport, client):
         OpenSSL(client.sock).renegotiate()
         await wait_all_tasks_blocked(0.01)
         assert transport.recv_nowait() is None
@@ -199,12 +206,12 @@ async def test_a_client_may_not_renegotiate(hub: str) -> None:
             await client.receive()
 
 
-async def test_a_renegotiation_holds_up_a_write_and_loses_nothing(hub: str) -> None:
+async def test_a_renegotiation_holds_up_a_write_and_loses_nothing(hub: str, server: Certificates) -> None:
     """Where OpenSSL is told to allow it: then a write waits for the peer to speak, and not for room."""
-    context = server_context()
+    context = server._loaded.default
     context.options &= ~ssl.OP_NO_RENEGOTIATION
     context.options |= 1 << 8  # SSL_OP_ALLOW_CLIENT_RENEGOTIATION, which Python has no name for
-    async with tls_pair(hub, "1.2", context) as (transport, client):
+    async with tls_pair(hub, server, "1.2") as (transport, client):
         OpenSSL(client.sock).renegotiate()
         await wait_all_tasks_blocked(0.01)
         assert transport.recv_nowait() is None
@@ -229,8 +236,38 @@ async def test_a_renegotiation_holds_up_a_write_and_loses_nothing(hub: str) -> N
             await client.send(b"ok")
 
 
+async def test_nothing_more_is_read_until_there_is_room_for_our_answer(hub: str) -> None:
+    """The client wants new keys of ours, again and again, and does not read."""
+    async with tls_pair(hub, certificates(), buffers=SMALL) as (transport, client):
+        sent = await fill(transport)
+        # OpenSSL answers the first with our next record, or when there comes another.
+        for _ in range(2):
+            OpenSSL(client.sock).send_new_keys()
+        await client.send(b"data")
+        await wait_all_tasks_blocked(0.01)
+        assert transport.recv_nowait() is None
+        if hub == "epoll":  # the other one looks again after a moment
+            assert await waits(transport.watch)
+        assert transport.recv_nowait() is None
+        read = []
+
+        async def reader() -> None:
+            read.append(await receive_exactly(transport, 4))
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(reader)
+            await wait_all_tasks_blocked(0.01)
+            # Somebody waits to write at the same time.
+            nursery.start_soon(send_all, transport, b"x" * RECORD_SIZE)
+            await wait_all_tasks_blocked(0.001)
+            await receive_all_of(client, sent + RECORD_SIZE)
+        assert read == [b"data"]
+
+
 async def test_a_read_that_has_to_write_first_goes_on_when_there_is_room(hub: str) -> None:
-    async with tls_pair(hub) as (transport, client):
+    """As OpenSSL says it on a descriptor of its own."""
+    async with tls_pair(hub, certificates(ktls=True)) as (transport, client):
+        assert isinstance(transport, KtlsTransport)
         await client.send(b"data")
         real, transport._read = transport._read, lambda _size: _raise(ssl.SSLWantWriteError())  # type: ignore[method-assign]
         assert transport.recv_nowait() is None
@@ -253,9 +290,11 @@ def _raise(error: BaseException) -> Any:
 
 
 @pytest.mark.parametrize("leave", ["close_notify", "fin", "both"])
-async def test_the_end_is_told_once_what_came_before_is_read(hub: str, version: str, leave: str) -> None:
+async def test_the_end_is_told_once_what_came_before_is_read(
+    hub: str, server: Certificates, version: str, leave: str
+) -> None:
     """close_notify alone, a FIN alone, or both; whether something is missing is for HTTP to say."""
-    async with tls_pair(hub, version) as (transport, client):
+    async with tls_pair(hub, server, version) as (transport, client):
         await client.send(b"last")
         if leave != "fin":
             with pytest.raises(ssl.SSLWantReadError):
@@ -275,9 +314,9 @@ async def test_the_end_is_told_once_what_came_before_is_read(hub: str, version: 
             assert await client.receive() == b"answer"
 
 
-async def test_a_peer_that_says_goodbye_is_noticed_while_nobody_reads(hub: str) -> None:
+async def test_a_peer_that_says_goodbye_is_noticed_while_nobody_reads(hub: str, server: Certificates) -> None:
     """A look at the kernel's buffer would only show a record."""
-    async with tls_pair(hub) as (transport, client):
+    async with tls_pair(hub, server) as (transport, client):
         assert not transport.is_peer_gone()
         with pytest.raises(ssl.SSLWantReadError):
             client.sock.unwrap()
@@ -287,8 +326,8 @@ async def test_a_peer_that_says_goodbye_is_noticed_while_nobody_reads(hub: str) 
         assert transport.recv_nowait() == b""
 
 
-async def test_looking_for_the_end_takes_nothing_away(hub: str) -> None:
-    async with tls_pair(hub) as (transport, client):
+async def test_looking_for_the_end_takes_nothing_away(hub: str, server: Certificates) -> None:
+    async with tls_pair(hub, server) as (transport, client):
         await client.send(b"x" * 20_000)
         await wait_all_tasks_blocked(0.01)
         assert not transport.is_peer_gone()
@@ -298,8 +337,10 @@ async def test_looking_for_the_end_takes_nothing_away(hub: str) -> None:
         assert not transport.has_input()
 
 
-async def test_whoever_waits_to_read_is_woken_by_what_another_has_looked_at(hub: str) -> None:
-    async with tls_pair(hub) as (transport, client):
+async def test_whoever_waits_to_read_is_woken_by_what_another_has_looked_at(
+    hub: str, server: Certificates
+) -> None:
+    async with tls_pair(hub, server) as (transport, client):
         while transport.recv_nowait() is not None:
             pass
         read = []
@@ -317,8 +358,8 @@ async def test_whoever_waits_to_read_is_woken_by_what_another_has_looked_at(hub:
         assert read == [b"news"]
 
 
-async def test_a_reset_breaks_the_connection(hub: str) -> None:
-    async with tls_pair(hub) as (transport, client):
+async def test_a_reset_breaks_the_connection(hub: str, server: Certificates) -> None:
+    async with tls_pair(hub, server) as (transport, client):
         client.reset()
         while (data := transport.recv_nowait()) is None:
             await transport.watch.wait_readable()
@@ -329,8 +370,8 @@ async def test_a_reset_breaks_the_connection(hub: str) -> None:
             transport.send_nowait(b"x" * 100_000)
 
 
-async def test_bytes_that_are_no_record_break_the_connection(hub: str) -> None:
-    async with tls_pair(hub) as (transport, client):
+async def test_bytes_that_are_no_record_break_the_connection(hub: str, server: Certificates) -> None:
+    async with tls_pair(hub, server) as (transport, client):
         socket.socket.send(client.sock, b"GET / HTTP/1.1\r\n\r\n")
         while (data := transport.recv_nowait()) is None:
             await transport.watch.wait_readable()
@@ -340,24 +381,24 @@ async def test_bytes_that_are_no_record_break_the_connection(hub: str) -> None:
         assert transport.recv_nowait() == b""
 
 
-async def test_closing_says_goodbye(hub: str, version: str) -> None:
-    async with tls_pair(hub, version) as (transport, client):
+async def test_closing_says_goodbye(hub: str, server: Certificates, version: str) -> None:
+    async with tls_pair(hub, server, version) as (transport, client):
         await send_all(transport, b"last")
         transport.close()
         assert await client.receive_all() == b"last"
         assert not client.ragged
 
 
-async def test_aborting_says_nothing(hub: str) -> None:
-    async with tls_pair(hub) as (transport, client):
+async def test_aborting_says_nothing(hub: str, server: Certificates) -> None:
+    async with tls_pair(hub, server) as (transport, client):
         transport.abort()
         with pytest.raises(ConnectionResetError):
             await client.receive()
 
 
-async def test_a_write_cut_short_is_not_followed_by_a_goodbye(hub: str) -> None:
+async def test_a_write_cut_short_is_not_followed_by_a_goodbye(hub: str, server: Certificates) -> None:
     """The peer must not take what it has for everything."""
-    async with tls_pair(hub, buffers=SMALL) as (transport, client):
+    async with tls_pair(hub, server, buffers=SMALL) as (transport, client):
         while transport.send_nowait(b"x" * RECORD_SIZE):
             pass
         transport.close()
@@ -365,8 +406,10 @@ async def test_a_write_cut_short_is_not_followed_by_a_goodbye(hub: str) -> None:
         assert client.ragged
 
 
-async def test_half_closing_sends_both_ends_and_throws_away_what_still_comes(hub: str) -> None:
-    async with tls_pair(hub) as (transport, client):
+async def test_half_closing_sends_both_ends_and_throws_away_what_still_comes(
+    hub: str, server: Certificates
+) -> None:
+    async with tls_pair(hub, server) as (transport, client):
         await send_all(transport, b"bye")
         transport.shutdown_write()
         assert await client.receive_all() == b"bye"
@@ -388,8 +431,8 @@ async def test_half_closing_sends_both_ends_and_throws_away_what_still_comes(hub
             transport.send_nowait(b"nothing goes out in the clear")
 
 
-async def test_progress_is_what_the_peer_has_taken(hub: str) -> None:
-    async with tls_pair(hub, buffers=4096) as (transport, client):
+async def test_progress_is_what_the_peer_has_taken(hub: str, server: Certificates) -> None:
+    async with tls_pair(hub, server, buffers=4096) as (transport, client):
         while transport.send_nowait(b"x" * RECORD_SIZE):
             pass
         transport.has_progressed()
@@ -403,10 +446,10 @@ async def test_progress_is_what_the_peer_has_taken(hub: str) -> None:
 
 
 async def test_progress_is_seen_where_the_system_does_not_count(
-    hub: str, monkeypatch: pytest.MonkeyPatch
+    hub: str, server: Certificates, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delattr(socket, "TCP_INFO")
-    async with tls_pair(hub, buffers=4096) as (transport, client):
+    async with tls_pair(hub, server, buffers=4096) as (transport, client):
         while transport.send_nowait(b"x" * RECORD_SIZE):
             pass
         transport.has_progressed()
@@ -422,11 +465,10 @@ async def test_progress_is_seen_where_the_system_does_not_count(
 # -- the handshake -------------------------------------------------------------------------------------------
 
 
-async def fail(hub: Any, sent: bytes, *, then_eof: bool = True) -> HandshakeFailed:
+async def fail(server: Certificates, hub: Any, sent: bytes, *, then_eof: bool = True) -> HandshakeFailed:
     """What our end makes of a client that begins like this."""
     with tcp_pair() as (ours, peer):
-        sock = server_context().wrap_socket(ours, server_side=True, do_handshake_on_connect=False)
-        transport = TlsTransport(sock, hub.watch(sock))
+        transport = server.wrap(ours, hub)
         peer.sendall(sent)
         if then_eof:
             peer.shutdown(socket.SHUT_WR)
@@ -447,9 +489,9 @@ async def fail(hub: Any, sent: bytes, *, then_eof: bool = True) -> HandshakeFail
         b"\x16\x03\x01\x00\x05\x01\xff\xff\xff\xff" * 50,
     ],
 )  # fmt: skip
-async def test_garbage_fails(hub: str, sent: bytes) -> None:
+async def test_garbage_fails(hub: str, server: Certificates, sent: bytes) -> None:
     async with running_hub(hub) as running:
-        failure = await fail(running, sent)
+        failure = await fail(server, running, sent)
     assert not failure.plain_http
     assert failure.strerror
 
@@ -457,17 +499,16 @@ async def test_garbage_fails(hub: str, sent: bytes) -> None:
 @pytest.mark.parametrize(
     "sent", [b"GET / HTTP/1.1\r\n", b"P", b"OPTIONS * HTTP/1.1\r\n", b"PRI * HTTP/2.0\r\n"]
 )
-async def test_a_request_in_plain_text_is_known(hub: str, sent: bytes) -> None:
+async def test_a_request_in_plain_text_is_known(hub: str, server: Certificates, sent: bytes) -> None:
     async with running_hub(hub) as running:
-        failure = await fail(running, sent, then_eof=False)
+        failure = await fail(server, running, sent, then_eof=False)
     assert failure.plain_http
 
 
-async def test_a_client_that_resets_in_the_handshake(hub: str) -> None:
+async def test_a_client_that_resets_in_the_handshake(hub: str, server: Certificates) -> None:
     with tcp_pair() as (ours, peer):
-        sock = server_context().wrap_socket(ours, server_side=True, do_handshake_on_connect=False)
         async with running_hub(hub) as running:
-            transport = TlsTransport(sock, running.watch(sock))
+            transport = server.wrap(ours, running)
             peer.sendall(b"\x16\x03\x01\x02\x00\x01")
             await wait_hello(transport)
             reset(peer)

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import _ssl
 import ctypes
+import os
 import socket
 import ssl
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager, suppress
 from pathlib import Path
 
 import trio
@@ -15,18 +16,17 @@ import trustme
 
 from tests.net.sockets import running_hub, tcp_pair
 from trioserve.config import Config
-from trioserve.config.tls_context import CertificateFiles, create_context
+from trioserve.net.certificates import Certificates
 from trioserve.net.tls import TlsTransport, handshake, wait_hello
 from trioserve.testing import RawClient, development_certificate
 
 VERSIONS = {"1.2": ssl.TLSVersion.TLSv1_2, "1.3": ssl.TLSVersion.TLSv1_3}
 
 
-def server_context(**settings: object) -> ssl.SSLContext:
-    """As a worker makes it."""
+def certificates(**settings: object) -> Certificates:
+    """As a worker makes them."""
     made = development_certificate()
-    config = Config.from_mapping(certfile=made.certfile, keyfile=made.keyfile, **settings)
-    return create_context(config, CertificateFiles(made.certfile, made.keyfile))
+    return Certificates(Config.from_mapping(certfile=made.certfile, keyfile=made.keyfile, **settings))
 
 
 def client_context(version: str = "1.3") -> ssl.SSLContext:
@@ -37,7 +37,7 @@ def client_context(version: str = "1.3") -> ssl.SSLContext:
 
 @asynccontextmanager
 async def tls_pair(
-    hub: str, version: str = "1.3", context: ssl.SSLContext | None = None, buffers: int | None = None
+    hub: str, server: Certificates, version: str = "1.3", buffers: int | None = None
 ) -> AsyncIterator[tuple[TlsTransport, RawClient]]:
     """Our end and a client's, hands shaken; with `buffers`, the kernel holds only so many bytes each way."""
     with tcp_pair() as (ours, peer):
@@ -46,17 +46,13 @@ async def tls_pair(
             for sock in (ours, peer):
                 for option in (socket.SO_SNDBUF, socket.SO_RCVBUF):
                     sock.setsockopt(socket.SOL_SOCKET, option, buffers)
-        context = context or server_context()
-        sock = context.wrap_socket(
-            ours, server_side=True, do_handshake_on_connect=False, suppress_ragged_eofs=False
-        )
         client = RawClient(
             client_context(version).wrap_socket(
                 peer, server_hostname="localhost", do_handshake_on_connect=False, suppress_ragged_eofs=False
             )
         )
         async with running_hub(hub) as running:
-            transport = TlsTransport(sock, running.watch(sock))
+            transport = server.wrap(ours, running)
             try:
                 async with trio.open_nursery() as nursery:
                     nursery.start_soon(client.handshake)
@@ -85,11 +81,53 @@ class OpenSSL:
         """Have new keys from the next record on, and with `both` ask the same of the peer (RFC 8446 section 4.6.3)."""
         assert self._library.SSL_key_update(self._ssl, 1 if both else 0) == 1
 
+    def send_new_keys(self, *, both: bool = True) -> None:
+        """What `update_keys` does, at once, in a record that holds nothing else."""
+        self.update_keys(both=both)
+        self._sock.do_handshake()
+
     def renegotiate(self) -> None:
         """Begin another handshake (TLS 1.2)."""
         assert self._library.SSL_renegotiate(self._ssl) == 1
         with suppress(ssl.SSLWantReadError, ssl.SSLWantWriteError):
             self._sock.do_handshake()
+
+
+@contextmanager
+def off_the_wire(sock: ssl.SSLSocket) -> Iterator[socket.socket]:
+    """What a client writes comes here instead: its descriptor is that of a pair meanwhile."""
+    ours, other = socket.socketpair()
+    with ours, other:
+        ours.setblocking(False)
+        kept = os.dup(sock.fileno())
+        try:
+            os.dup2(ours.fileno(), sock.fileno())
+            yield other
+        finally:
+            os.dup2(kept, sock.fileno())
+            os.close(kept)
+
+
+def sealed(sock: ssl.SSLSocket, data: bytes | None) -> bytes:
+    """A record as the client would send it next; None: its close_notify."""
+    with off_the_wire(sock) as wire:
+        if data is None:
+            with suppress(ssl.SSLError, BlockingIOError):
+                sock._sslobj.shutdown()  # type: ignore[attr-defined]
+        else:
+            sock.send(data)
+        return wire.recv(65536)
+
+
+def new_keys(sock: ssl.SSLSocket, count: int, *, both: bool = True) -> bytes:
+    """Records that hold nothing but the news of another key; with `both` we are to change ours each time."""
+    openssl = OpenSSL(sock)
+    with off_the_wire(sock) as wire:
+        records = b""
+        for _ in range(count):
+            openssl.send_new_keys(both=both)
+            records += wire.recv(65536)
+        return records
 
 
 class Shop:

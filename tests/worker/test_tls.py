@@ -10,7 +10,7 @@ import socket
 import ssl
 import struct
 import warnings
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +19,11 @@ import trio
 import trustme
 
 from tests.certificates import write_latin_1_client
-from tests.net.tls_sockets import VERSIONS, Shop
+from tests.net.tls_sockets import VERSIONS, Shop, new_keys
 from trioserve.config import Config
 from trioserve.errors import ConfigError
 from trioserve.net.certificates import Certificates
+from trioserve.net.tls_records import SILENT_RECORDS, RecordTransport
 from trioserve.static import sendfile
 from trioserve.testing import RawClient, connect, development_certificate, serving, tls_client
 from trioserve.worker.handshake import HandshakeTurns
@@ -220,6 +221,82 @@ async def test_turns_are_given_to_all_who_wait_even_if_some_give_up() -> None:
         await turns.take()
         nursery.cancel_scope.cancel()
     assert len(served) == len(set(served)) >= 24
+
+
+# -- records without data ------------------------------------------------------------------------------------
+
+
+async def test_a_client_that_sends_new_keys_and_nothing_else_is_ended_and_counted(
+    hub: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """However many have come, others are served before more than a few of them have been read."""
+    caplog.set_level("DEBUG")
+    async with (
+        serving(hello, tls=True, hub=hub) as server,
+        server.connect() as flooder,
+        server.connect() as other,
+    ):
+        assert (await flooder.get("/")).status == 200
+        assert (await other.get("/")).status == 200
+        records = new_keys(flooder.sock, 3000)  # type: ignore[arg-type]
+        (connection, _) = sorted(server.worker.context.connections, key=lambda each: each.id)
+        transport = connection.transport
+        assert isinstance(transport, RecordTransport)
+        steps: list[int] = []
+        real = transport._read
+        transport._read = lambda size: steps.append(size) or real(size)  # type: ignore[assignment, method-assign, misc]
+        with suppress(BlockingIOError, ConnectionError):
+            while records:
+                records = records[socket.socket.send(flooder.sock, records) :]
+        assert (await other.get("/")).status == 200
+        with trio.fail_after(30), suppress(ssl.SSLError, OSError):
+            while await flooder.receive():
+                pass
+        await until(lambda: server.worker.context.counters.refused["tls"] == 1)
+        assert len(steps) <= SILENT_RECORDS + 1
+        assert (await other.get("/")).status == 200
+        assert len(server.worker.context.connections) == 1
+    assert "refused: TLS: 33 records in a row without data" in caplog.text
+    assert [record for record in caplog.records if record.levelname not in ("DEBUG", "INFO")] == []
+
+
+async def test_such_a_client_does_not_wait_for_its_answer(hub: str) -> None:
+    """The app is told, too, if it has not answered yet."""
+    told = trio.Event()
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] == "http":
+            assert (await receive())["type"] == "http.request"
+            assert (await receive())["type"] == "http.disconnect"
+            told.set()
+
+    async with serving(app, tls=True, hub=hub) as server, server.connect() as client:
+        await client.send(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n")
+        await until(lambda: any(each.exchange for each in server.worker.context.connections))
+        socket.socket.send(client.sock, new_keys(client.sock, 40, both=False))  # type: ignore[arg-type]
+        with trio.fail_after(30):
+            await told.wait()
+        await server.wait_idle()
+        assert server.worker.context.counters.refused["tls"] == 1
+
+
+@pytest.mark.parametrize("ktls", [False, True])
+async def test_new_keys_between_requests_are_fine(hub: str, ktls: bool) -> None:
+    async with serving(hello, tls=True, hub=hub, ktls=ktls) as server, server.connect() as client:
+        for _ in range(8):
+            socket.socket.send(client.sock, new_keys(client.sock, 10))  # type: ignore[arg-type]
+            assert (await client.get("/")).status == 200
+        assert server.worker.context.counters.refused["tls"] == 0
+
+
+async def test_what_is_no_tls_any_more_is_counted(hub: str, caplog: pytest.LogCaptureFixture) -> None:
+    async with serving(hello, tls=True, hub=hub) as server, server.connect() as client:
+        assert (await client.get("/")).status == 200
+        socket.socket.send(client.sock, b"\x17\x03\x03\x00\x20" + bytes(32))
+        with pytest.raises((ssl.SSLError, OSError, EOFError)):
+            await client.get("/")
+        await server.wait_idle()
+        assert server.worker.context.counters.refused["tls"] == 1
 
 
 # -- what apps see -------------------------------------------------------------------------------------------
@@ -568,7 +645,7 @@ async def test_where_the_kernel_encrypts_it_sends_files(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The kernel is made of a stub here that says it does, and puts a file on the wire in the clear."""
-    monkeypatch.setattr("trioserve.net.tls._kernel_encrypts", lambda _sock: True)
+    monkeypatch.setattr("trioserve.net.ktls.kernel_encrypts", lambda _sock: True)
     (tmp_path / "file").write_bytes(b"in the clear")
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
@@ -578,7 +655,7 @@ async def test_where_the_kernel_encrypts_it_sends_files(
             )
             await send({"type": "http.response.pathsend", "path": str(tmp_path / "file")})
 
-    async with serving(app, tls=True) as server, server.connect() as client:
+    async with serving(app, tls=True, ktls=True) as server, server.connect() as client:
         await client.send(b"GET / HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n")
         await client.receive_until(b"\r\n\r\n")
         raw = b""

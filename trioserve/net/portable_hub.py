@@ -30,7 +30,8 @@ class PortableWatch(Watch):
     async def wait_readable(self, _task: Task | None = None, _pull: Callable[[], bool] | None = None) -> None:
         self._check_open(self.reader, "read")
         if not self.readable:
-            wait = trio.lowlevel.wait_writable if self.reads_when_writable else trio.lowlevel.wait_readable
+            # For room there may be a task waiting already, and trio lets only one.
+            wait = _wait_a_moment if self.reads_when_writable else trio.lowlevel.wait_readable
             self.reads_when_writable = False
             await self._wait("reader", wait, "read")
             self.readable = True
@@ -55,6 +56,8 @@ class PortableWatch(Watch):
             wait: Callable[[int], Awaitable[None]] = (
                 trio.lowlevel.wait_readable if is_empty else _wait_for_ever
             )
+            if self.reads_when_writable:
+                wait = _wait_a_moment  # what has come may not be read yet
             if not await self._wait("hangup_waiter", wait, "learn of the end of"):
                 return
 

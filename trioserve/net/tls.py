@@ -1,13 +1,9 @@
 """TLS on a raw non-blocking socket: the transport of an encrypted connection, and its handshake.
 
-The listener makes a `TlsTransport` where it would make a `Transport`; `worker/connection.py` awaits `handshake` before
-anything else. OpenSSL reads from and writes to the descriptor itself, so there is no buffer of ours between them and no
-copy. Cancelling the handshake leaves the transport to be closed; cancelling any other wait loses nothing.
-
-What the hub's edges ask for (`watch.py`) is harder to promise here, since OpenSSL takes a record off the kernel at a
-time: `readable` is cleared only when it asked for more and the kernel had nothing, or when a record was read to its
-end and the kernel has nothing left. What OpenSSL has begun to send it must be given again, so the bytes of a record
-that the kernel took in part are kept here (`_owed`) until it is whole.
+`Certificates.wrap` makes one where the listener would make a `Transport`; `worker/connection.py` awaits `handshake`
+before anything else. Cancelling the handshake leaves the transport to be closed; cancelling any other wait loses
+nothing. Here is what all encrypted connections have in common; how bytes come to OpenSSL and from it is in
+`tls_records.py`, and in `ktls.py` for those who want the kernel to encrypt.
 """
 
 from __future__ import annotations
@@ -22,19 +18,18 @@ import sys
 import termios
 from collections.abc import Awaitable, Callable
 
-from trioserve.config.tls_context import KTLS_OPTION
+from trioserve.net.tls_info import TlsObject, TlsSocket
 from trioserve.net.transport import READ_SIZE, Transport
 from trioserve.net.watch import Watch
 
-# The most that one record carries (RFC 8446 section 5.1). CPython sets SSL_MODE_ACCEPT_MOVING_WRITE_BUFFER and no
-# SSL_MODE_ENABLE_PARTIAL_WRITE: of a longer write that blocks nobody can tell how much has gone.
+# The most that one record carries (RFC 8446 section 5.1).
 RECORD_SIZE = 16 * 1024
 
 # Parts up to here become one run of records.
 _JOIN_SIZE = 64 * 1024
 
-# FIONREAD of a socket with nothing to read.
-_NOTHING = b"\0\0\0\0"
+# TIOCOUTQ of a socket with nothing to send.
+NOTHING = b"\0\0\0\0"
 
 # Where tcpi_bytes_acked is in what TCP_INFO gives (linux/tcp.h; Linux 4.1 and later).
 _BYTES_ACKED = 120
@@ -42,9 +37,6 @@ _TCP_INFO_SIZE = _BYTES_ACKED + 8
 
 # tcpi_state of a connection that was reset; one that has only had the peer's FIN is in TCP_CLOSE_WAIT.
 _TCP_CLOSE = 7
-
-# getsockopt(SOL_TLS, TLS_TX): what the kernel encrypts with (linux/tls.h).
-_SOL_TLS, _TLS_TX = 282, 1
 
 
 class HandshakeFailed(OSError):
@@ -57,50 +49,55 @@ class HandshakeFailed(OSError):
     plain_http = False
 
 
+class TlsFault(ConnectionAbortedError):
+    """The peer has broken the rules of TLS after the handshake, or has said that we did (an alert)."""
+
+
 class TlsTransport(Transport):
     """The plain bytes of one encrypted connection; see `Transport` for what each method promises.
 
     Attributes:
-        sock: wrapped, with `do_handshake_on_connect=False`.
+        tls: its state in OpenSSL.
         established: the handshake is complete.
-        ktls: the kernel encrypts what is sent, so that it can send files by itself.
     """
 
-    __slots__ = (
-        "_ahead",
-        "_blocked",
-        "_counted",
-        "_descriptor",
-        "_owed",
-        "_raw",
-        "_read",
-        "_write",
-        "established",
-        "ktls",
-    )
+    __slots__ = ("_ahead", "_counted", "_raw", "established", "tls")
 
-    sock: ssl.SSLSocket
+    sends_files = False
 
-    def __init__(self, sock: ssl.SSLSocket, watch: Watch) -> None:
+    def __init__(self, sock: socket.socket, watch: Watch, tls: TlsObject | TlsSocket) -> None:
         super().__init__(sock, watch)
+        self.tls = tls
         self.established = False
-        self.ktls = False
-        self._read = sock.read
-        self._write = sock.send
-        self._descriptor = sock.fileno()
         self._ahead: bytes | None = None  # read by somebody who only wanted to look; b"": the end
-        self._owed = b""  # given to OpenSSL, or half with the kernel, and not reported as written yet
-        self._blocked = False  # the record at the beginning of `_owed` is not with the kernel yet
         self._raw = False  # no TLS any more (or it never came about): what is read is thrown away
         self._counted = (0, 0)
 
     def __repr__(self) -> str:
-        return f"<TlsTransport {self.watch!r} in={self.bytes_read} out={self.bytes_written}>"
+        return f"<{type(self).__name__} {self.watch!r} in={self.bytes_read} out={self.bytes_written}>"
+
+    # -- what is different where the kernel encrypts ---------------------------------------------------------
+
+    def shake_hands(self) -> bool:
+        """One step of the handshake; True if that was the last. Otherwise there is something to be waited for.
+
+        Raises:
+            OSError, ValueError: there will be no agreement.
+        """
+        raise NotImplementedError
 
     @property
-    def sends_files(self) -> bool:  # type: ignore[override]  # nobody sets it
-        """Only where the kernel encrypts."""
-        return self.ktls
+    def is_in_record(self) -> bool:
+        """The kernel has taken a record in part, or what is in front of it: nothing else can be sent now."""
+        raise NotImplementedError
+
+    def _decrypt(self, size: int) -> bytes | None:
+        """The next data, of one record; b"" at the end, None if there is no whole record yet."""
+        raise NotImplementedError
+
+    def _unwrap(self) -> None:
+        """Send close_notify."""
+        raise NotImplementedError
 
     # -- reading ---------------------------------------------------------------------------------------------
 
@@ -109,44 +106,10 @@ class TlsTransport(Transport):
             return self._take_ahead(size)
         if self._raw:
             return self._recv_raw(size)
-        watch = self.watch
-        try:
-            data = self._read(size)
-        except ssl.SSLWantReadError:
-            watch.readable = False
-            return None
-        except (OSError, ValueError) as error:
-            return self._fail_to_read(error)
-        received = len(data)
-        if received:
-            self.bytes_read += received
-            # The record has been read to its end, and the kernel has no other: the next arrival is a new edge. Asking
-            # costs a quarter of another read that finds nothing. Not so with a FIN behind the data.
-            if (
-                received < size
-                and not watch.hangup
-                and fcntl.ioctl(self._descriptor, termios.FIONREAD, _NOTHING) == _NOTHING
-            ):
-                watch.readable = False
-        else:
-            watch.note_hangup(reset=False)
+        data = self._decrypt(size)
+        if data:
+            self.bytes_read += len(data)
         return data
-
-    def _fail_to_read(self, error: OSError | ValueError) -> bytes | None:
-        if isinstance(error, ssl.SSLWantWriteError):
-            # OpenSSL has something of its own to say first, and the kernel has no room for it.
-            self.watch.readable = False
-            self.watch.reads_when_writable = True
-            return None
-        if isinstance(error, ssl.SSLEOFError) and is_reset(self.sock):
-            error = ConnectionResetError(errno.ECONNRESET, os.strerror(errno.ECONNRESET))
-        if isinstance(error, ssl.SSLZeroReturnError | ssl.SSLEOFError):
-            # close_notify, or a FIN without one. Whether something is missing is for the framing of HTTP to say.
-            self.watch.note_hangup(reset=False)
-        else:
-            # A wrapped socket that was closed says so with a ValueError.
-            self._note_broken(error if isinstance(error, OSError) else OSError(errno.EBADF, str(error)))
-        return b""
 
     def _take_ahead(self, size: int) -> bytes:
         data = self._ahead
@@ -181,18 +144,9 @@ class TlsTransport(Transport):
             return False
         if self._raw or not self.established:
             return True
-        try:
-            data: bytes | None = self._read(READ_SIZE)
-        except ssl.SSLWantReadError:
-            # Left as it is: whoever reads will find out, and a record that has begun gives an edge when it goes on.
+        data = self._decrypt(READ_SIZE)
+        if data is None:
             return True
-        except (OSError, ValueError) as error:
-            data = self._fail_to_read(error)
-            if data is None:
-                return True
-        else:
-            if not data:
-                self.watch.note_hangup(reset=False)
         self._ahead = data
         # The edge may have been used up with this: nobody but us knows of these bytes.
         self.watch.readable = True
@@ -209,70 +163,6 @@ class TlsTransport(Transport):
         return not self.look_ahead() and bool(self._ahead)
 
     # -- writing ---------------------------------------------------------------------------------------------
-
-    def send_nowait(self, data: bytes | memoryview, flags: int = 0) -> int:  # noqa: ARG002 - a record leaves at once
-        if len(data) > RECORD_SIZE or self._owed or not data:
-            return self._send_records(data)
-        try:
-            sent = self._write(data)
-        except OSError as error:
-            self._note_blocked(error, data)
-            return 0
-        self.bytes_written += sent
-        return sent
-
-    def _send_records(self, data: bytes | memoryview) -> int:
-        """Longer than a record, or after one that the kernel took in part."""
-        size = len(data)
-        view = memoryview(data)
-        done = 0
-        if self._owed:
-            if self._blocked and not self._write_again():
-                return 0
-            done = self._settle_owed(view)
-        while done < size:
-            part = view[done : done + RECORD_SIZE]
-            try:
-                sent = self._write(part)
-            except OSError as error:
-                self._note_blocked(error, part)
-                break
-            self.bytes_written += sent
-            done += sent
-        return done
-
-    def _note_blocked(self, error: OSError, part: bytes | memoryview) -> None:
-        """The kernel takes no more of this record: it has to be given to OpenSSL again. Raises what is worse."""
-        if isinstance(error, ssl.SSLWantWriteError | ssl.SSLWantReadError):
-            self._owed = bytes(part)
-            self._blocked = True
-            # To write it must read first: a handshake in the middle of a connection.
-            self.watch.writes_when_readable = isinstance(error, ssl.SSLWantReadError)
-            return
-        broken = _as_connection_error(error)
-        self._note_broken(broken)
-        raise broken
-
-    def _write_again(self) -> bool:
-        try:
-            self.bytes_written += self._write(self._owed)
-        except OSError as error:
-            self._note_blocked(error, self._owed)
-            return False
-        self._blocked = self.watch.writes_when_readable = False
-        return True
-
-    def _settle_owed(self, view: memoryview) -> int:
-        """How much of what the caller wants written has been written already, with the record that was in the way.
-
-        A caller that comes with something else has given up what it had wanted to send; it is on the wire all the same.
-        """
-        done = min(len(view), len(self._owed))
-        if view[:done] != self._owed[:done]:
-            self._owed = b""
-            return 0
-        self._owed = self._owed[done:]
-        return done
 
     def send_parts_nowait(self, parts: list[bytes | memoryview], flags: int = 0) -> bool:
         while parts:
@@ -292,11 +182,9 @@ class TlsTransport(Transport):
             del parts[:taken]
         return False
 
-    def sendfile_nowait(self, fd: int, offset: int, count: int) -> int | None:
-        if self._blocked and not self._write_again():
-            return None
-        self._owed = b""
-        return super().sendfile_nowait(fd, offset, count)
+    def sendfile_nowait(self, fd: int, offset: int, count: int) -> int | None:  # noqa: ARG002 - never in the clear
+        # As of a file that cannot be sent like this: it will be read.
+        raise OSError(errno.EINVAL, "the kernel does not encrypt on this connection")
 
     def has_progressed(self) -> bool:
         # Not by what the kernel holds: that is ciphertext, of which nobody knows how much there was.
@@ -311,7 +199,7 @@ class TlsTransport(Transport):
     def _has_less_queued(self) -> bool:
         """Where the system does not count: a socket that was full has made room, or we could not have written."""
         try:
-            queued = fcntl.ioctl(self.sock, termios.TIOCOUTQ, _NOTHING)
+            queued = fcntl.ioctl(self.sock, termios.TIOCOUTQ, NOTHING)
         except (OSError, ValueError):
             return False
         written, left = self._counted
@@ -322,20 +210,16 @@ class TlsTransport(Transport):
 
     def say_goodbye(self) -> None:
         """Send close_notify if that can be done at once; not in the middle of a record, whose end must be missed."""
-        if self._raw or not self.established or self.broken is not None or self._blocked:
-            self._raw = True
+        raw, self._raw = self._raw, True
+        if raw or not self.established or self.broken is not None or self.is_in_record:
             return
-        self._raw = True
-        try:
-            # Sends ours, then looks for the peer's, which is either there or not. Nothing is decrypted after this.
-            self.sock.unwrap()
-        except (OSError, ValueError):
-            pass
+        # Nothing is decrypted after this.
+        self._unwrap()
 
     def shutdown_write(self) -> None:
         self.say_goodbye()
         try:
-            # Not the method of the wrapped socket, which would forget its TLS.
+            # Not the method of a wrapped socket, which would forget its TLS.
             socket.socket.shutdown(self.sock, socket.SHUT_WR)
         except OSError as error:
             self._note_broken(error)
@@ -354,17 +238,18 @@ class TlsTransport(Transport):
         super().close()
 
     def _note_broken(self, error: OSError) -> None:
-        super()._note_broken(_as_connection_error(error))
+        super()._note_broken(self._as_connection_error(error))
 
-
-def _as_connection_error(error: OSError) -> OSError:
-    """OpenSSL's refusals are the peer's doing as a reset is; whoever writes gets what it gets for one."""
-    if not isinstance(error, ssl.SSLError):
-        return error
-    reason = error.reason or error.strerror or "the connection has ended"
-    broken = ConnectionAbortedError(errno.ECONNABORTED, f"TLS: {reason.lower().replace('_', ' ')}")
-    broken.__cause__ = error.with_traceback(None)
-    return broken
+    def _as_connection_error(self, error: OSError) -> OSError:
+        """OpenSSL's refusals are the peer's doing as a reset is; whoever writes gets what it gets for one."""
+        if not isinstance(error, ssl.SSLError):
+            return error
+        if self._raw:
+            return BrokenPipeError(errno.EPIPE, os.strerror(errno.EPIPE))  # it is we who have said goodbye
+        reason = error.reason or error.strerror or "the connection has ended"
+        broken = TlsFault(errno.ECONNABORTED, f"TLS: {reason.lower().replace('_', ' ')}")
+        broken.__cause__ = error.with_traceback(None)
+        return broken
 
 
 def is_reset(sock: socket.socket) -> bool:
@@ -417,21 +302,17 @@ async def handshake(transport: TlsTransport, take_turn: Callable[[], Awaitable[N
     while True:
         await take_turn()
         try:
-            transport.sock.do_handshake()
-        except ssl.SSLWantReadError:
-            watch.readable = False
-            await watch.wait_readable()
-        except ssl.SSLWantWriteError:
-            await watch.wait_writable()
+            if transport.shake_hands():
+                break
         except (OSError, ValueError) as error:
             raise _failed(transport, error) from None
+        if transport.is_in_record:
+            await watch.wait_writable()
         else:
-            break
-    transport.established = True
+            await watch.wait_readable()
     watch.look_ahead = transport.look_ahead
     # The client's first request may have come with the end of its handshake; and its edge is used up.
     watch.readable = True
-    transport.ktls = _kernel_encrypts(transport.sock)
 
 
 def _failed(transport: TlsTransport, error: Exception) -> HandshakeFailed:
@@ -440,13 +321,3 @@ def _failed(transport: TlsTransport, error: Exception) -> HandshakeFailed:
     reason = getattr(error, "reason", None) or getattr(error, "strerror", None) or str(error)
     # Without the exception itself: its traceback holds the frames of the connection.
     return HandshakeFailed(0, f"{reason}".lower().replace("_", " "))
-
-
-def _kernel_encrypts(sock: ssl.SSLSocket) -> bool:
-    if not sock.context.options & KTLS_OPTION:
-        return False
-    try:
-        sock.getsockopt(_SOL_TLS, _TLS_TX, 4)
-    except OSError:
-        return False
-    return True

@@ -21,12 +21,18 @@ _SHORT = {
 }  # fmt: skip
 
 
-class TlsSocket(ssl.SSLSocket):
-    """A socket that remembers which certificate it was given.
+class TlsObject(ssl.SSLObject):
+    """The state of one connection in OpenSSL, which remembers which certificate it was asked for.
 
     Attributes:
         server_name: what the client asked for (SNI), where anybody wanted to know.
     """
+
+    server_name: str | None = None
+
+
+class TlsSocket(ssl.SSLSocket):
+    """The same on a descriptor of its own (`ktls.py`)."""
 
     server_name: str | None = None
 
@@ -67,54 +73,54 @@ class TlsInfo:
         }
 
 
-def tls_info(sock: ssl.SSLSocket) -> TlsInfo:
+def tls_info(tls: TlsObject | TlsSocket) -> TlsInfo:
     """What has been agreed on, after a handshake."""
-    cipher = sock.cipher()
-    version = sock.version() or ""
+    cipher = tls.cipher()
+    version = tls.version() or ""
     chain: tuple[str, ...] = ()
     name = None
-    if getattr(sock.context, "asks_clients", True):
-        chain = _client_chain(sock)
-        name = _client_name(sock) if chain else None
+    if getattr(tls.context, "asks_clients", True):
+        chain = _client_chain(tls)
+        name = _client_name(tls) if chain else None
     return TlsInfo(
         version=version,
         cipher_suite=None if cipher is None else cipher_number(cipher[0]),
-        alpn=sock.selected_alpn_protocol(),
-        server_name=sock.server_name if isinstance(sock, TlsSocket) else None,
-        server_cert=getattr(sock.context, "own_certificate", None),
+        alpn=tls.selected_alpn_protocol(),
+        server_name=tls.server_name,
+        server_cert=getattr(tls.context, "own_certificate", None),
         client_cert_chain=chain,
         client_cert_name=name,
     )
 
 
-def _client_chain(sock: ssl.SSLSocket) -> tuple[str, ...]:
+def _client_chain(tls: TlsObject | TlsSocket) -> tuple[str, ...]:
     """The verified chain where Python can tell it (3.13), otherwise the client's own certificate.
 
     A session that is resumed holds the certificate only: nothing was verified anew, and the chain is empty.
     """
-    own = sock.getpeercert(binary_form=True)
+    own = tls.getpeercert(binary_form=True)
     if own is None:
         return ()
-    verified = getattr(sock, "get_verified_chain", None)
+    verified = getattr(tls, "get_verified_chain", None)
     found = (verified() if verified is not None else []) or [own]
     return tuple(ssl.DER_cert_to_PEM_cert(der) for der in found)
 
 
-def _client_name(sock: ssl.SSLSocket) -> str | None:
+def _client_name(tls: TlsObject | TlsSocket) -> str | None:
     """The subject of the client's certificate; None where Python cannot read it.
 
     Python decodes all that a certificate says, names and addresses as strict UTF-8. An authority that we trust may
     have signed something else, such as an e-mail address in Latin-1, and what a certificate says is never our fault.
     """
     try:
-        found = sock.getpeercert()
+        found = tls.getpeercert()
     except Exception:
         return None
     return distinguished_name(found or {})
 
 
 def distinguished_name(certificate: Mapping[str, Any]) -> str | None:
-    """The subject of what `SSLSocket.getpeercert()` gives, as RFC 4514 writes it: the last part first."""
+    """The subject of what `SSLObject.getpeercert()` gives, as RFC 4514 writes it: the last part first."""
     subject = certificate.get("subject")
     if not subject:
         return None

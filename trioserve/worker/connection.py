@@ -12,7 +12,7 @@ import trio
 from trioserve.errors import RequestRefused
 from trioserve.http.http1 import Http1
 from trioserve.http.protocol import HTTP2_PREFACE, Protocol
-from trioserve.net.tls import HandshakeFailed, TlsTransport
+from trioserve.net.tls import HandshakeFailed, TlsFault, TlsTransport
 from trioserve.structure.boundary import is_cancellation
 from trioserve.structure.context import ConnectionContext
 from trioserve.structure.deadlines import NEVER
@@ -71,6 +71,8 @@ async def serve_connection(connection: ConnectionContext) -> None:
     finally:
         if protocol is not None:
             protocol.end()
+        if isinstance(connection.transport.broken, TlsFault) and connection.tls is not None:
+            _note_fault(connection, connection.transport.broken)
         worker.forget(connection)
         connection.transport.close()
         if connection.task.child_nurseries:
@@ -135,6 +137,13 @@ def _end_refused(protocol: Protocol, refusal: RequestRefused) -> None:
     worker.counters.refused[str(refusal.status)] += 1
     worker.error_log.debug("connection %d refused: %s", connection.id, refusal)
     protocol.end_refused(refusal)
+
+
+def _note_fault(connection: ConnectionContext, fault: TlsFault) -> None:
+    """The peer's fault below HTTP: there was nobody left to be answered. Counted beside what else it is the end of."""
+    worker = connection.worker
+    worker.counters.refused["tls"] += 1
+    worker.error_log.debug("connection %d refused: %s", connection.id, fault.strerror)
 
 
 def _end_unopened(connection: ConnectionContext, error: BaseException | None) -> None:

@@ -67,7 +67,7 @@ async def open_tls(connection: ConnectionContext, transport: TlsTransport, turns
     await wait_hello(transport)
     await handshake(transport, turns.take)
     worker.counters.handshakes += 1
-    connection.tls = tls_info(transport.sock)
+    connection.tls = tls_info(transport.tls)
     connection.scheme = "https"
     connection.accepted_at = worker.clock()  # what follows is counted from here
 

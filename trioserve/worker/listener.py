@@ -17,7 +17,6 @@ import trio
 from trioserve.net.bind import describe
 from trioserve.net.certificates import Certificates
 from trioserve.net.share_board import Patience, Share
-from trioserve.net.tls import TlsTransport
 from trioserve.net.transport import Transport
 from trioserve.structure.context import Address, ConnectionContext, WorkerContext
 from trioserve.worker.connection import serve_connection
@@ -154,11 +153,7 @@ class Listener:
             if self._certificates is None:
                 transport = Transport(sock, worker.hub.watch(sock))
             else:
-                # Who has left already is found out now: wrapping would fail half way, and leave a socket behind.
-                sock.getpeername()
-                # First of all: a wrapped socket is another object with the descriptor of the old one.
-                sock = secure = self._certificates.wrap(sock)
-                transport = TlsTransport(secure, worker.hub.watch(secure))
+                transport = self._certificates.wrap(sock, worker.hub)
         except OSError as error:
             sock.close()
             if error.errno in _RESET_MEANWHILE:
