@@ -389,6 +389,18 @@ async def test_closing_says_goodbye(hub: str, server: Certificates, version: str
         assert not client.ragged
 
 
+async def test_closing_answers_a_goodbye(hub: str, server: Certificates, version: str) -> None:
+    async with tls_pair(hub, server, version) as (transport, client):
+        with pytest.raises(ssl.SSLWantReadError):
+            client.sock.unwrap()  # type: ignore[attr-defined]
+        while (data := transport.recv_nowait()) is None:
+            await transport.watch.wait_readable()
+        assert data == b""
+        transport.close()
+        await wait_all_tasks_blocked(0.01)
+        client.sock.unwrap()  # type: ignore[attr-defined]
+
+
 async def test_aborting_says_nothing(hub: str, server: Certificates) -> None:
     async with tls_pair(hub, server) as (transport, client):
         transport.abort()

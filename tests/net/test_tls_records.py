@@ -44,6 +44,17 @@ async def empty(transport: Transport) -> None:
         pass
 
 
+async def read_end(transport: Transport) -> bytes:
+    """Read once more, as those do who go by `readable`."""
+    with trio.fail_after(10):
+        while True:
+            if not transport.watch.readable:
+                await transport.watch.wait_readable()
+            data = transport.recv_nowait()
+            if data is not None:
+                return data
+
+
 class Steps:
     """What OpenSSL is asked to read in one call of ours."""
 
@@ -195,21 +206,24 @@ async def test_what_is_no_record_is_not_waited_for(hub: str, server: Certificate
 # -- ends ----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("keep", [27, 26, 5, 3, 1])
-async def test_data_with_a_fin_right_behind(hub: str, server: Certificates, keep: int) -> None:
+@pytest.mark.parametrize("looked_at", [True, False])
+@pytest.mark.parametrize("keep", [27, 26, 5, 3, 0])
+async def test_data_with_a_fin_right_behind(
+    hub: str, server: Certificates, keep: int, looked_at: bool
+) -> None:
     """Whole or in part; what is not whole is lost, as if it had not been sent."""
     async with tls_pair(hub, server) as (transport, client):
         await empty(transport)
         records = sealed(client.sock, b"whole") + sealed(client.sock, b"other")[:keep]
+        if not looked_at:
+            transport.watch.look_ahead = None
         socket.socket.send(client.sock, records)
         client.send_eof()
         await wait_all_tasks_blocked(0.01)
         assert await receive_exactly(transport, 5) == b"whole"
         if keep == 27:
             assert await receive_exactly(transport, 5) == b"other"
-        while (data := transport.recv_nowait()) is None:
-            await transport.watch.wait_readable()
-        assert data == b""
+        assert await read_end(transport) == b""
         assert transport.watch.hangup
         assert transport.broken is None
         await send_all(transport, b"answer")
@@ -261,6 +275,28 @@ async def test_what_is_reported_as_written_is_what_arrives(hub: str, server: Cer
         # The kernel may have a record more, which nobody has asked about since it was whole.
         assert len(found) == reported or transport._unsent or transport._whole  # type: ignore[attr-defined]
         assert len(found) == transport.bytes_written
+
+
+@pytest.mark.parametrize("kind", [bytes, bytearray])
+async def test_a_caller_that_gives_up_and_comes_with_something_else(
+    hub: str, server: Certificates, kind: type[bytes]
+) -> None:
+    """What was encrypted goes out in front, though the caller has changed it since, or never comes back for it."""
+    async with tls_pair(hub, server, buffers=SMALL) as (transport, client):
+        begun = kind(b"a" * 5_000_000)
+        reported = transport.send_nowait(begun)
+        assert 0 < reported < len(begun)
+        if isinstance(begun, bytearray):
+            begun[:] = b"?" * len(begun)
+        found = b""
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(send_all, transport, b"b" * 50_000)
+            while not found.endswith(b"b" * 50_000):
+                found += await client.receive()
+        more = len(found) - 50_000 - reported
+        assert 0 < more <= 4 * RECORD_SIZE
+        assert found == b"a" * (reported + more) + b"b" * 50_000
+        assert transport.bytes_written == len(found)
 
 
 async def test_several_records_leave_together(hub: str, server: Certificates) -> None:

@@ -87,7 +87,7 @@ class RecordTransport(TlsTransport):
         self._ended = False  # nothing comes behind what was handed out
         # Records that the kernel has not taken, and how much of `_owed` is in each.
         self._unsent: list[tuple[bytes, int]] = []
-        self._owed = b""  # encrypted, and not reported as written yet
+        self._owed: bytes | memoryview = b""  # encrypted, and not reported as written yet
         self._whole = 0  # how much of `_owed` is with the kernel
         self._choked = False  # what we have to say because of what was read is not with the kernel
 
@@ -309,7 +309,9 @@ class RecordTransport(TlsTransport):
             record, size = records[0]
             records[0] = record[sent:], size
             self._unsent = records
-            self._owed = bytes(view[done : done + sum(size for _, size in records)])
+            rest = view[done : done + sum(size for _, size in records)]
+            # What nobody can change need not be copied.
+            self._owed = rest if isinstance(view.obj, bytes) else bytes(rest)
         self.bytes_written += done
         return done
 
@@ -345,7 +347,7 @@ class RecordTransport(TlsTransport):
         owed = self._owed
         count = min(len(view), len(owed))
         # Copied: element by element is how Python compares views.
-        if bytes(view[:count]) != owed[:count]:
+        if bytes(view[:count]) != bytes(owed[:count]):
             if not self._unsent:
                 self._owed = b""
                 self._whole = 0
@@ -373,11 +375,11 @@ class RecordTransport(TlsTransport):
     def _unwrap(self) -> None:
         self._unfed = b""
         try:
-            self.tls.unwrap()  # looks for the peer's as well, which is not there
+            self.tls.unwrap()  # looks for the peer's as well, which has come before, or not
         except (OSError, ValueError):
-            self._send_last()
+            pass
         finally:
-            self._clear()
+            self._send_last()
 
     def _clear(self) -> None:
         """Leave nothing of this connection to the next."""
