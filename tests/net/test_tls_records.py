@@ -286,9 +286,9 @@ async def test_a_caller_that_gives_up_and_comes_with_something_else(
     async with tls_pair(hub, server, buffers=SMALL) as (transport, client):
         begun = kind(b"a" * 5_000_000)
         reported = transport.send_nowait(begun)
-        assert 0 < reported < len(begun)
+        assert 0 < reported < 5_000_000
         if isinstance(begun, bytearray):
-            begun[:] = b"?" * len(begun)
+            begun.clear()
         found = b""
         async with trio.open_nursery() as nursery:
             nursery.start_soon(send_all, transport, b"b" * 50_000)
