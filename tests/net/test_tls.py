@@ -264,6 +264,26 @@ async def test_nothing_more_is_read_until_there_is_room_for_our_answer(hub: str)
         assert read == [b"data"]
 
 
+async def test_who_waits_for_the_end_takes_no_turns_while_nothing_may_be_read(hub: str) -> None:
+    """What the client has sent meanwhile is readable for the kernel all the time."""
+    async with tls_pair(hub, certificates(), buffers=SMALL) as (transport, client):
+        await fill(transport)
+        for _ in range(2):
+            OpenSSL(client.sock).send_new_keys()
+        await wait_all_tasks_blocked(0.01)
+        assert transport.recv_nowait() is None
+        await client.send(b"data")
+        await wait_all_tasks_blocked(0.01)
+        looks = []
+        transport.watch.look_ahead = lambda: looks.append(transport.look_ahead()) or looks[-1]  # type: ignore[func-returns-value]
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(transport.watch.wait_hangup)
+            for _ in range(1000):
+                await trio.lowlevel.checkpoint()
+            assert len(looks) < 100
+            nursery.cancel_scope.cancel()
+
+
 async def test_a_read_that_has_to_write_first_goes_on_when_there_is_room(hub: str) -> None:
     """As OpenSSL says it on a descriptor of its own."""
     async with tls_pair(hub, certificates(ktls=True)) as (transport, client):

@@ -6,16 +6,18 @@ import os
 import random
 import socket
 import ssl
+from contextlib import suppress
 from typing import Any
 
 import pytest
 import trio
 from trio.testing import wait_all_tasks_blocked
 
-from tests.net.sockets import receive_exactly, send_all, waits
-from tests.net.tls_sockets import OpenSSL, certificates, new_keys, sealed, tls_pair
+from tests.net.sockets import fill as fill_socket
+from tests.net.sockets import receive_exactly, running_hub, send_all, tcp_pair, waits
+from tests.net.tls_sockets import OpenSSL, certificates, client_context, new_keys, sealed, tls_pair
 from trioserve.net.certificates import Certificates
-from trioserve.net.tls import RECORD_SIZE, TlsFault
+from trioserve.net.tls import RECORD_SIZE, TlsFault, handshake
 from trioserve.net.tls_records import SILENT_RECORDS, RecordTransport
 from trioserve.net.transport import Transport
 
@@ -231,21 +233,19 @@ async def test_data_with_a_fin_right_behind(
         assert await client.receive() == b"answer"
 
 
-async def test_what_follows_a_goodbye_is_not_read(hub: str, server: Certificates) -> None:
+@pytest.mark.parametrize("behind", [b"", b"\x16 no record"])
+async def test_what_follows_a_goodbye_is_not_read(hub: str, server: Certificates, behind: bytes) -> None:
     async with tls_pair(hub, server) as (transport, client):
         await empty(transport)
         records = sealed(client.sock, b"last")
         goodbye = sealed(client.sock, None)
-        socket.socket.send(client.sock, records + goodbye + records + b"\x16 no record")
+        socket.socket.send(client.sock, records + goodbye + (records + behind if behind else b""))
         await wait_all_tasks_blocked(0.01)
         assert await receive_exactly(transport, 4) == b"last"
-        for _ in range(3):
-            while (data := transport.recv_nowait()) is None:
-                await transport.watch.wait_readable()
-            assert data == b""
+        assert await read_end(transport) == b""
+        assert transport.recv_nowait() == b"", "the end stays the end"
         assert transport.watch.hangup
         assert transport.broken is None
-        transport.close()
 
 
 # -- writing -------------------------------------------------------------------------------------------------
@@ -325,6 +325,38 @@ class Calls:
     def sendmsg(self, parts: list[bytes]) -> int:
         self._calls.append(len(parts))
         return self._sock.sendmsg(parts)
+
+
+async def test_a_handshake_waits_for_room(hub: str, server: Certificates) -> None:
+    """The kernel is full of something else, which the client reads first."""
+    with tcp_pair() as (ours, peer):
+        peer.setblocking(False)
+        junk = 0
+        while more := fill_socket(ours):
+            junk += more
+            await wait_all_tasks_blocked(0.05)
+        incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+        client = client_context().wrap_bio(incoming, outgoing, server_hostname="localhost")
+        async with running_hub(hub) as running, trio.open_nursery() as nursery:
+            transport = server.wrap(ours, running)
+            with pytest.raises(ssl.SSLWantReadError):
+                client.do_handshake()
+            peer.send(outgoing.read())
+            nursery.start_soon(handshake, transport, trio.lowlevel.checkpoint)
+            await wait_all_tasks_blocked(0.01)
+            assert transport.is_in_record
+            assert transport.watch.writer is not None
+            while not transport.established:
+                await trio.lowlevel.wait_readable(peer)
+                data = peer.recv(65536)
+                incoming.write(data[junk:])
+                junk -= min(junk, len(data))
+                with suppress(ssl.SSLWantReadError):
+                    client.do_handshake()
+                if outgoing.pending:
+                    peer.send(outgoing.read())
+                    await wait_all_tasks_blocked(0.01)
+            transport.close()
 
 
 # -- what connections share ----------------------------------------------------------------------------------
