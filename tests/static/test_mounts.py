@@ -9,6 +9,7 @@ import pytest
 
 from trioserve import Config, ConfigError
 from trioserve.config import load_config
+from trioserve.http.quick import find_quick
 from trioserve.static.mounts import StaticMounts
 from trioserve.testing import no_leaks, serving
 
@@ -93,6 +94,42 @@ async def test_the_quick_way_leads_to_the_same_mount(trees: Path) -> None:
             assert (answer is not None) == expected, target
             if answer is not None and answer.file is None:
                 assert answer.body == body
+    mounts.close()
+
+
+@pytest.mark.modes("http2")
+@pytest.mark.parametrize("root_path", ["", "/app"])
+async def test_the_only_directory_is_asked_directly(trees: Path, root_path: str) -> None:
+    settings: dict[str, Any] = {"static_mounts": [f"/assets={trees}/assets"], "root_path": root_path}
+    async with serving(echo, lifespan="off", **settings) as server, server.connect() as client:
+        app = server.worker.context.app
+        assert isinstance(app, StaticMounts)
+        found = find_quick(app, root_path)
+        assert found is not None
+        quick_answer, below = found
+        for _ in range(3):
+            for target, body in (("/assets/who.txt", b"assets"), ("/%61ssets/who.txt", b"assets")):
+                response = await client.get(root_path + target)
+                assert (response.status, response.body) == (200, body)
+                answer = quick_answer("GET", (root_path + target).encode(), {}, below)
+                assert answer is not None
+                assert answer.body == body
+            for target in ("/who.txt", "/assets-old/who.txt", "/assets%2Fwho.txt"):
+                assert (await client.get(root_path + target)).status == 299
+                assert quick_answer("GET", (root_path + target).encode(), {}, below) is None
+            assert (await client.get(root_path + "/assets/nothing")).status == 404
+
+
+def test_who_is_in_front_of_a_directory_is_not_passed_by(trees: Path) -> None:
+    mounts = StaticMounts(echo, mounts_of(trees))
+
+    class Guard:
+        def __getattr__(self, name: str) -> Any:
+            return getattr(mounts, name)
+
+    assert find_quick(Guard(), "") is None
+    assert find_quick(echo, "") is None
+    assert find_quick(mounts, "/app") == (mounts.quick_answer, "/app")
     mounts.close()
 
 

@@ -15,9 +15,10 @@ from trioserve.asgi.exchange import ResponseState
 from trioserve.errors import IncompleteResponse, RequestRefused, TaskLeak
 from trioserve.http.engine import Engine
 from trioserve.http.http1_exchange import Http1Exchange
-from trioserve.http.http1_quick import QuickAnswers, find_quick_answer
+from trioserve.http.http1_quick import QuickAnswers
 from trioserve.http.http1_websocket import serve_upgrade
 from trioserve.http.http_exchange import LATE_STATUS, log_exchange
+from trioserve.http.quick import find_quick
 from trioserve.http.response import minimal_response
 from trioserve.net.transport import BODY_READ_SIZE, READ_SIZE
 from trioserve.observe.in_flight import NO_REQUEST, PATH_SIZE
@@ -79,8 +80,8 @@ class Http1:
         task = connection.task
         app = worker.app
         admission = worker.admission
-        find_quick = find_quick_answer(app)
-        quick = None if find_quick is None else QuickAnswers(connection, engine, find_quick)
+        found = find_quick(app, worker.root_path)
+        quick = None if found is None else QuickAnswers(connection, engine, found)
         answer = None
         pull = quick.pull if quick is not None and admission is None else None
         clock = worker.clock

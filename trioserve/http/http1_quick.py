@@ -8,13 +8,13 @@ here waits, so there is nothing to cancel.
 
 from __future__ import annotations
 
-import typing
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from trioserve.http.engine import Engine
 from trioserve.http.http1_exchange import Http1Exchange
 from trioserve.http.http_exchange import log_exchange
+from trioserve.http.quick import Quick
 from trioserve.http.response import prepare_message
 from trioserve.static.answers import Answer
 from trioserve.static.request_fields import pick_fields
@@ -32,27 +32,6 @@ class _Sent(NamedTuple):
     response_bytes: int
 
 
-class Quick(typing.Protocol):
-    """`StaticFiles.quick_answer`: method, path as sent, fields by name, root path."""
-
-    def __call__(
-        self, method: str, raw_path: bytes, fields: Mapping[bytes, bytes], root_path: str, /
-    ) -> Answer | None:
-        """The answer; None where the app has to be run."""
-        ...
-
-
-def find_quick_answer(app: object) -> Quick | None:
-    """What an app answers with before it is run, if it has that.
-
-    Its type must say so: a wrapper that hands on what it does not have itself may be there to look at each request.
-    """
-    if getattr(type(app), "quick_answer", None) is None:
-        return None
-    quick: Quick | None = app.quick_answer  # type: ignore[attr-defined]
-    return quick
-
-
 class QuickAnswers:
     """Answers at once where that is possible, for one connection.
 
@@ -66,12 +45,11 @@ class QuickAnswers:
         "has_head",
     )  # fmt: skip
 
-    def __init__(self, connection: ConnectionContext, engine: Engine, ask: Quick) -> None:
+    def __init__(self, connection: ConnectionContext, engine: Engine, quick: Quick) -> None:
         self._connection = connection
         self._engine = engine
-        self._ask = ask
+        self._ask, self._root_path = quick
         worker = connection.worker
-        self._root_path = worker.root_path
         self._keep_alive = worker.timeouts.keep_alive
         # A request that may have to wait for its place is the task's.
         at_once = self._keep_alive and worker.admission is None

@@ -24,6 +24,7 @@ from trioserve.http.http2_fields import minimal_response
 from trioserve.http.http2_output import Output
 from trioserve.http.http2_pipe import connection_gone, reset_by_peer
 from trioserve.http.http2_stream import Lane, log_request, refuse, serve_lane
+from trioserve.http.quick import find_quick
 from trioserve.net.transport import BODY_READ_SIZE, READ_SIZE
 from trioserve.net.watch import WOKEN
 from trioserve.static.request_fields import pick_fields
@@ -58,7 +59,7 @@ class Http2:
 
     __slots__ = (
         "_begun", "_closing", "_ending", "_most", "_now", "_nursery", "_parked", "_peer_leaving", "_pong",
-        "_pump_wanted", "_quick_answer", "_spawn", "_worker", "armed_at", "connection", "deadline", "engine",
+        "_pump_wanted", "_quick", "_spawn", "_worker", "armed_at", "connection", "deadline", "engine",
         "exchanges", "gone", "is_plain", "leaked", "linger", "output", "spare", "streams",
     )  # fmt: skip
 
@@ -73,9 +74,7 @@ class Http2:
         self.gone: OSError | None = None
         self.leaked = False
         worker = self._worker
-        # An app may have its answer ready before there is a scope to ask with; see `Http1.serve`.
-        has_quick = worker.admission is None and getattr(type(worker.app), "quick_answer", None) is not None
-        self._quick_answer: Any = worker.app.quick_answer if has_quick else None  # type: ignore[attr-defined]
+        self._quick = find_quick(worker.app, worker.root_path) if worker.admission is None else None
         self.is_plain = worker.admission is None and worker.timeouts.request is NEVER
         self._most = _UNDER_WAY * worker.config.h2_max_concurrent_streams
         self.deadline = self.armed_at = NEVER
@@ -279,7 +278,7 @@ class Http2:
             self._refuse(exchange, RequestRefused(501, what))
         elif head.content_length is not None and head.content_length > limit:
             self._refuse(exchange, RequestRefused(413, f"Content-Length of {head.content_length}"))
-        elif self._quick_answer is not None and self._answer_now(exchange):
+        elif self._quick is not None and self._answer_now(exchange):
             self.end_stream(exchange)
         elif self.spare:
             lane = self.spare.pop()
@@ -296,7 +295,9 @@ class Http2:
         if not head.ended:
             return False
         target = head.target.partition(b"?")[0]
-        answer = self._quick_answer(head.method, target, pick_fields(head.headers), self._worker.root_path)
+        assert self._quick is not None
+        quick_answer, root_path = self._quick
+        answer = quick_answer(head.method, target, pick_fields(head.headers), root_path)
         # Nobody would be there to see to what is left.
         if answer is None or answer.file is not None or not exchange.fits(len(answer.body)):
             return False
