@@ -21,7 +21,7 @@ from typing import Any, Literal
 
 from trioserve import signals
 from trioserve.config import SETTINGS, Config, Setting, load_config
-from trioserve.config.settings import default_with_unit, nearest_setting
+from trioserve.config.settings import default_with_unit, nearest_setting, setting_elsewhere
 from trioserve.config.settings_server import CAN_SUPERVISE
 from trioserve.config.sources import CONFIG_VARIABLE, config_as_toml
 from trioserve.config.values import MASK
@@ -164,9 +164,12 @@ class _Parser(CommandParser):
 
     def nearest_flag(self, wanted: str) -> str | None:
         """Names of settings count too, and the flags of other servers."""
-        if near := super().nearest_flag(wanted):
+        bare = wanted.lstrip("-")
+        # What another server calls just so is no slip of the fingers, whatever it looks like (--host, --statsd-host).
+        name = setting_elsewhere(bare)
+        if name is None and (near := super().nearest_flag(wanted)):
             return near
-        name = nearest_setting(wanted.lstrip("-"))
+        name = name or nearest_setting(bare)
         return next((setting.main_flag for setting in SETTINGS if setting.name == name), None)
 
 

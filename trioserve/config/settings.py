@@ -37,6 +37,7 @@ _ELSEWHERE = {
     "host": "bind",
     "port": "bind",
     "uds": "bind",
+    "fd": "bind",
     "interface": "application_path",
     "limit_concurrency": "max_concurrent_requests",
     "limit_max_requests": "max_requests",
@@ -46,10 +47,17 @@ _ELSEWHERE = {
     "ssl_ciphers": "ciphers",
     "ssl_keyfile": "keyfile",
     "ssl_keyfile_password": "keyfile_password",
+    "timeout": "worker_timeout",
     "timeout_graceful_shutdown": "graceful_timeout",
     "timeout_keep_alive": "keep_alive_timeout",
     "write_timeout": "response_write_timeout",
+    "ws_max_size": "websocket_max_message_size",
 }
+
+
+def setting_elsewhere(name: str) -> str | None:
+    """The setting that another server calls exactly like this."""
+    return _ELSEWHERE.get(name.lower().replace("-", "_"))
 
 
 def nearest_setting(name: str) -> str | None:
