@@ -151,7 +151,7 @@ MISUSE: dict[str, tuple[list[Any], type[AppMisuse], str]] = {
     "NUL in a value": ([start(200, (b"x", b"\0"))], InvalidResponse, "cannot contain CR, LF or NUL"),
     "length that is none": ([start(200, (b"content-length", b"-1"))], InvalidResponse, "is no length"),
     "length twice": ([start(200, LENGTH, LENGTH)], InvalidResponse, "twice"),
-    "hop-by-hop": ([start(200, (b"Keep-Alive", b"5"))], InvalidResponse, "the server's to set"),
+    "hop-by-hop": ([start(200, (b"Proxy-Connection", b"x"))], InvalidResponse, "the server's to set"),
     "transfer coding": ([start(200, (b"transfer-encoding", b"gzip"))], InvalidResponse, "frames the body"),
     "connection option": (
         [start(200, (b"connection", b"x-mine"))],

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from trioserve.errors import AppMisuse, InvalidResponse
-from trioserve.http import response
+from trioserve.http import http2_fields, response
 from trioserve.http.response import (
     ASKS_CLOSE,
     HAS_DATE,
@@ -210,7 +210,17 @@ def test_a_304_may_have_the_content_length_of_the_200() -> None:
     assert check_start(304, [(b"content-length", b"5")])[1] == 5
 
 
-@pytest.mark.parametrize("name", [b"keep-alive", b"Keep-Alive", b"proxy-connection", b"te", b"TE"])
+@pytest.mark.parametrize("name", [b"keep-alive", b"Keep-Alive"])
+def test_a_keep_alive_field_is_passed_over(name: bytes) -> None:
+    # It comes along where an app hands on what another server has answered.
+    fields = [(b"connection", b"keep-alive"), (name, b"timeout=5, max=100")]
+    assert check_start(200, fields) == (OK, None, 0)
+    assert http2_fields.check_start(200, fields) == ([], None, 0)
+    with pytest.raises(InvalidResponse, match="not allowed in trailers"):
+        field_block(fields[1:])
+
+
+@pytest.mark.parametrize("name", [b"proxy-connection", b"te", b"TE"])
 def test_hop_by_hop_fields_are_refused(name: bytes) -> None:
     with pytest.raises(InvalidResponse, match="hop-by-hop"):
         check_start(200, [(name, b"x")])

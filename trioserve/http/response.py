@@ -222,15 +222,18 @@ def connection_options(name: bytes, value: bytes) -> set[bytes]:
 
 
 def check_hop_by_hop(kind: int, name: bytes, value: bytes) -> None:
-    """Pass over a `Transfer-Encoding: chunked`, which frameworks set and the server sees to.
+    """Pass over `Transfer-Encoding: chunked` and `Keep-Alive`, which the server sees to.
+
+    Frameworks set them, and so do views that hand on what another server has answered.
 
     Raises:
         InvalidResponse: another transfer coding, or another field that is not the app's to set.
     """
-    if kind != TRANSFER_ENCODING:
+    if kind == TRANSFER_ENCODING:
+        if value.strip().lower() != b"chunked":
+            raise invalid_header(name, value, "the server frames the body; leave it out")
+    elif name.lower() != b"keep-alive":
         raise invalid_header(name, value, "hop-by-hop fields are the server's to set")
-    if value.strip().lower() != b"chunked":
-        raise invalid_header(name, value, "the server frames the body; leave it out")
 
 
 def pairs_beside_head(fields: Iterable[tuple[bytes, bytes]]) -> Iterator[tuple[bytes, Any]]:
