@@ -9,7 +9,7 @@ Each connection sends a request as soon as it has the last answer, and opens ano
 closes. A request counts as failed when its connection ends, or stays silent, before its answer is whole, and when a
 connection is refused or reset. What the client cannot know it does not guess: nothing is sent twice.
 
-A server that drains waits for a last request for a second (`LAST_REQUEST_PATIENCE`). Who is kept from the CPU for most
+A server that drains waits for a last request (`LAST_REQUEST_PATIENCE`). Who is kept from the CPU for most
 of it has missed that, and a request that then meets a closed connection is no loss of the server's. So the client
 watches its own pauses.
 """

@@ -229,6 +229,20 @@ async def test_a_busy_client_gets_its_next_request_answered_in_a_drain(hub: str,
             assert trio.current_time() - began < 2 * LAST_REQUEST_PATIENCE
 
 
+@pytest.mark.parametrize("idle", [0.5, 0.99], ids=str)
+async def test_a_client_that_asks_every_second_gets_its_answer_in_a_drain(
+    hub: str, autojump_clock: Any, idle: float
+) -> None:
+    """It is the most common interval there is, and with what the network takes it is a little more."""
+    async with no_leaks(), serving(App(), hub=hub, graceful_timeout=30) as server, server.connect() as client:
+        await client.get()
+        await trio.sleep(idle)
+        server.worker.drain.begin("test")
+        await trio.sleep(1.1 - idle)
+        response = await client.get()
+        assert (response.status, response.header("connection")) == (200, "close")
+
+
 async def test_who_cannot_wait_does_not_wait_for_a_last_request(hub: str, autojump_clock: Any) -> None:
     async with no_leaks(), serving(App(), hub=hub) as server, server.connect() as used:
         await used.get()

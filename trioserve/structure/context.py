@@ -36,8 +36,9 @@ if TYPE_CHECKING:
     from trioserve.structure.admission import Admission
     from trioserve.structure.boundary import Boundary
 
-# A client that is busy sends its next request within milliseconds; past a second it is as idle as it may be for ever.
-LAST_REQUEST_PATIENCE = 1.0
+# A client that is busy sends its next request within milliseconds, one that polls most often after a second: closing at
+# just that moment would meet it again and again. Past this it is as idle as it may be for ever.
+LAST_REQUEST_PATIENCE = 1.5
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
