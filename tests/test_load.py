@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextvars
 import functools
+import io
 import logging
+import os
 import queue
 import sys
 import threading
@@ -19,6 +21,7 @@ import trio
 import trio.testing
 from starlette.applications import Starlette
 
+from trioserve.asgi import wsgi
 from trioserve.asgi.load import LoadedApp, detect_mode, load_app, wrap_app
 from trioserve.asgi.wsgi import WSGIApp, build_environ
 from trioserve.config import Config
@@ -597,6 +600,7 @@ def test_environ_has_what_pep_3333_asks_for() -> None:
         "CONTENT_LENGTH": "4",
         "HTTP_X_ONE": "1,2",
         "wsgi.version": (1, 0),
+        "wsgi.file_wrapper": wsgi.FileWrapper,
         "wsgi.url_scheme": "https",
         "wsgi.multithread": True,
         "wsgi.multiprocess": True,
@@ -721,6 +725,113 @@ async def test_write_is_served() -> None:
         return [b"b"]
 
     assert (await call(app)).body == b"ab"
+
+
+@pytest.mark.parametrize(
+    ("length", "parts", "sent"),
+    [
+        ("3", [b"12", b"345", b"6"], [b"12", b"3"]),
+        ("3", [b"12345"], [b"123"]),
+        ("3", [b"123", b"", b"4"], [b"123"]),
+        ("0", [b"1"], [b""]),
+    ],
+)
+async def test_no_more_is_sent_than_the_content_length_says(
+    caplog: pytest.LogCaptureFixture, length: str, parts: list[bytes], sent: list[bytes]
+) -> None:
+    # PEP 3333: the server stops iterating. A file that is downloaded while it grows is the usual case.
+    body = Body(*parts, ValueError("asked for more"))
+    exchange = await call(starting(body, "200 OK", [("Content-Length", length)]))
+    assert [message["body"] for message in exchange.sent[1:]] == sent
+    assert exchange.body == b"".join(sent)
+    assert body.closed == 1
+    assert f"more than its Content-Length of {length} bytes" in caplog.text
+
+
+async def test_an_app_runs_to_its_end_behind_its_last_byte() -> None:
+    ended = []
+
+    def body() -> Iterator[bytes]:
+        yield b"123"
+        ended.append(True)
+
+    assert (await call(starting(body(), "200 OK", [("Content-Length", "3")]))).body == b"123"
+    assert ended
+
+
+# -- WSGI: files --------------------------------------------------------------------------------------------
+
+LARGE = bytes(range(256)) * 1024
+
+
+def file_app(path: Path) -> flask.Flask:
+    app = flask.Flask("tests")
+
+    @app.route("/file")
+    def file() -> flask.Response:
+        return flask.send_file(path, conditional=True)
+
+    return app
+
+
+async def test_a_file_is_sent_in_large_parts_and_closed(tmp_path: Path) -> None:
+    (tmp_path / "x").write_bytes(LARGE)
+    with (tmp_path / "x").open("rb") as file:
+
+        def app(environ: Any, start_response: Any) -> Any:
+            start_response("200 OK", [])
+            return environ["wsgi.file_wrapper"](file, 4096)
+
+        exchange = await call(app)
+        assert file.closed
+    assert exchange.body == LARGE
+    assert len(exchange.sent) == 1 + len(LARGE) // 65536 + 1
+
+
+async def test_flask_sends_files_this_way(tmp_path: Path) -> None:
+    (tmp_path / "x").write_bytes(LARGE)
+    exchange = await call(file_app(tmp_path / "x"), scope_of(path="/file"))
+    assert exchange.body == LARGE
+    assert len(exchange.sent) == 1 + len(LARGE) // 65536
+
+
+async def test_flask_sends_a_range_from_where_it_begins(tmp_path: Path, monkeypatch: Any) -> None:
+    (tmp_path / "x").write_bytes(LARGE)
+    reads: list[int] = []
+    monkeypatch.setattr(wsgi.FileWrapper, "seek", lambda self, at: reads.append(at) or self.file.seek(at))
+    scope = scope_of(path="/file", headers=[(b"range", b"bytes=200001-200005")])
+    exchange = await call(file_app(tmp_path / "x"), scope)
+    assert (exchange.status, exchange.body) == (206, LARGE[200001:200006])
+    assert reads == [200001]
+
+
+async def test_a_pipe_is_read_as_the_app_says() -> None:
+    # A larger read would wait for what comes later.
+    reading, writing = os.pipe()
+    os.write(writing, b"abcdef")
+    os.close(writing)
+
+    def app(environ: Any, start_response: Any) -> Any:
+        start_response("200 OK", [])
+        return environ["wsgi.file_wrapper"](os.fdopen(reading, "rb", buffering=0), 4)
+
+    exchange = await call(app)
+    assert [message["body"] for message in exchange.sent[1:]] == [b"abcd", b"ef", b""]
+
+
+async def test_a_file_may_be_anything_that_reads() -> None:
+    class Reads:
+        def __init__(self) -> None:
+            self.parts = [b"ab", b"c", b""]
+
+        def read(self, size: int) -> bytes:
+            assert size == 8192
+            return self.parts.pop(0)
+
+    for file, position in ((Reads(), None), (io.BytesIO(b"abc"), 0)):
+        wrapper = wsgi.FileWrapper(file)
+        assert (wrapper.seekable(), wrapper.tell()) == (position is not None, position)
+        assert (await call(starting(wrapper))).body == b"abc"
 
 
 async def test_a_failed_send_is_raised_in_the_app_and_comes_out() -> None:
