@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -36,6 +38,31 @@ def test_process_number_1_ends_by_a_signal_with_the_code_that_a_shell_gives(name
 def test_in_any_other_process_they_do_what_they_did() -> None:
     assert run("signal_me('SIGTERM')", entered=2).returncode == -signal.SIGTERM
     assert "KeyboardInterrupt" in run("signal_me('SIGINT')", entered=2).stderr
+
+
+# A module that is interrupted where Python can only print a KeyboardInterrupt, as in a callback of its import system.
+INTERRUPTED = """
+import os, signal, weakref
+
+class Lock: ...
+
+lock = Lock()
+callback = weakref.ref(lock, lambda _: signal.raise_signal(signal.SIGINT))
+del lock
+os.write(2, b"goes on")
+"""
+
+
+@pytest.mark.parametrize("workers", ["0", "1"])
+@pytest.mark.parametrize("module", ["argparse", "trio"])
+def test_an_interrupt_while_the_server_is_imported_ends_it_without_a_word(
+    tmp_path: Path, module: str, workers: str
+) -> None:
+    (tmp_path / f"{module}.py").write_text(INTERRUPTED)
+    command = [sys.executable, "-m", "trioserve", "--workers", workers, "nothing:app"]
+    environment = {**os.environ, "PYTHONPATH": f"{tmp_path}:{Path(__file__).parent.parent}"}
+    done = subprocess.run(command, env=environment, capture_output=True, check=False, timeout=60)
+    assert (done.returncode, done.stderr) == (-signal.SIGINT, b"")
 
 
 def test_what_is_overlooked_does_nothing_here_and_is_not_ignored_by_what_is_started() -> None:

@@ -11,6 +11,7 @@ def main() -> int:
     """Run the command and return its exit code."""
     streams.open_missing()
     signals.enter_process()
+    signals.interrupts_end()
     # Not before: it takes some time, in which the process must be able to end.
     from trioserve.cli import main as run
 

@@ -53,10 +53,12 @@ def _run(argv: Sequence[str]) -> int:
     if argv and argv[0] == "ctl":
         from trioserve.supervisor.ctl import run_ctl
 
+        signals.interrupts_raise()
         return run_ctl(argv[1:])
     if argv and argv[0] == "precompress":
         from trioserve.static.precompress import run_precompress
 
+        signals.interrupts_raise()
         return run_precompress(argv[1:])
     config, wish = configure(argv, os.environ)
     if wish == "print":
@@ -86,10 +88,12 @@ def _run(argv: Sequence[str]) -> int:
     if config.workers != 0 and CAN_SUPERVISE:
         from trioserve.supervisor.supervisor import run_supervisor
 
+        signals.interrupts_raise()
         return run_supervisor(config, config.application_path, lambda: configure(argv, os.environ)[0])
     # The worker pulls in the protocols: not wanted for --help, nor when the configuration is wrong.
     from trioserve.worker.command import run_command
 
+    signals.interrupts_raise()
     return run_command(config, config.application_path)
 
 

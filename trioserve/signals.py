@@ -5,6 +5,7 @@ imports next to nothing itself.
 
     enter_process()    the first thing in a process of ours
     enter_worker()     the same, in one that a supervisor has started
+    interrupts_end()   a Ctrl-C ends the process without a word, until interrupts_raise(): modules of ours are imported
     overlook()         what is meant for others, or for later, does nothing
     Ending             what trio leaves behind when it no longer receives: nothing, once the end is decided
     end_with()         nothing is left to do but for the interpreter: a further signal need not wait for that
@@ -59,6 +60,22 @@ def enter_worker() -> None:
     overlook(STRAYS_OF_A_WORKER)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # neither it nor what the app starts: the supervisor decides
     signal.pthread_sigmask(signal.SIG_UNBLOCK, known(STRAYS_OF_A_WORKER))
+
+
+def interrupts_end() -> None:
+    """Have a Ctrl-C end this process at once, while there is nothing to clean up.
+
+    A `KeyboardInterrupt` within an import shows all of it as a traceback, and one that is raised in a callback of the
+    import system is printed and lost: the server starts all the same.
+    """
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
+def interrupts_raise() -> None:
+    """Undo `interrupts_end`: from now on there is something to clean up."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def overlook(names: Iterable[str]) -> None:
