@@ -407,3 +407,26 @@ def test_run_serves_until_a_signal_and_returns_the_exit_code(end: str, code: int
     finally:
         process.kill()
         process.communicate()
+
+
+def test_run_says_what_it_has_no_supervisor_for() -> None:
+    settings = "config.workers, config.max_requests = 3, 5\ncode ="
+    script = SCRIPT.replace("code =", settings, 1)
+    process = subprocess.Popen([sys.executable, "-c", script], stderr=subprocess.PIPE, text=True)
+    try:
+        assert process.stderr is not None
+        said = []
+        for line in process.stderr:
+            said.append(line)
+            if "Running on" in line:
+                break
+        process.terminate()
+        assert process.wait(20) == 0
+        warned = [line.partition("[WARNING] ")[2] for line in said if "WARNING" in line]
+        assert [line.partition(": trioserve.run()")[0] for line in warned] == [
+            "Config: workers = 3 has no effect",
+            "Config: max_requests = 5 has no effect",
+        ]
+    finally:
+        process.kill()
+        process.communicate()

@@ -208,6 +208,18 @@ def _surprises(config: Config, *, library: bool) -> Iterator[str]:
                 yield f"{setting.name} = {setting.show(value)} is ignored by serve(): it is for the command"
 
 
+def find_supervised(config: Config) -> Iterator[Advice]:
+    """What is asked of the supervisor, for who serves without one whatever `workers` says: `trioserve.run`."""
+    # That there is none is what `workers = 0` means, and one worker is what there is.
+    for name in ("workers", "use_reloader", *_SUPERVISED):
+        if (value := getattr(config, name)) not in (BY_NAME[name].default, 0):
+            shown = f"{config.source_of(name).place(name)} = {BY_NAME[name].show(value)}"
+            yield warning(
+                f"{shown} has no effect: trioserve.run() serves in this process, and it needs the supervisor; "
+                "start the app with the command trioserve"
+            )
+
+
 def resolve_exceptions(
     names: Iterable[str | type[BaseException]], setting: str = "contain_errors"
 ) -> tuple[type[BaseException], ...]:

@@ -273,6 +273,10 @@ class Config(hypercorn.config.Config):
         """What the operator should know though it is no error: (logging level, text), for the error log."""
         return self._advice + checks.find_advice(self, library=library)
 
+    def advise_of_supervisor(self) -> None:
+        """Have `advice` name what needs a supervisor: there will be none, whatever `workers` says."""
+        self._advice += checks.find_supervised(self)
+
     # -- TLS ---------------------------------------------------------------------------------------------
 
     @property

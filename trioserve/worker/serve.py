@@ -72,12 +72,16 @@ async def serve(
 
 
 def run(app: Any, config: hypercorn.config.Config | None = None) -> int:
-    """Serve `app` in this process until a signal ends it; returns the exit code, for `sys.exit(run(app))`."""
+    """Serve `app` in this process until a signal ends it; returns the exit code, for `sys.exit(run(app))`.
+
+    There is one process, whatever `workers` says; only the command has more, which imports the app in each of them.
+    """
     from trioserve import streams
     from trioserve.worker.command import run_app
 
     streams.open_missing()
     config = _as_config(config, library=False)
+    config.advise_of_supervisor()
     return run_app(as_asgi(app, None, config), config)
 
 
