@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import logging
 import re
+from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
 import trio
 import trio.testing
+from starlette.applications import Starlette
+from starlette.routing import Route
 
 from trioserve.config import Config
 from trioserve.errors import LifespanDied, LifespanFailed
@@ -344,6 +348,62 @@ async def test_system_exit_after_startup_ends_the_worker_with_its_code() -> None
             await server.worker.drain.wait(DrainState.STOPPED)
     assert server.failure is not None
     assert (server.failure.row, server.failure.exit_code) == ("X1", 9)
+
+
+def starlette_app(die: trio.Event) -> Starlette:
+    """With a task in its lifespan's nursery; it says `lifespan.shutdown.failed` of whatever ends its lifespan."""
+
+    async def feed() -> None:
+        await die.wait()
+        raise ValueError("the feed is gone")
+
+    @contextlib.asynccontextmanager
+    async def lifespan(_: Starlette) -> AsyncIterator[None]:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(feed)
+            yield
+            nursery.cancel_scope.cancel()
+
+    async def end(_: Any) -> None:
+        await trio.open_nursery().__aenter__()  # which ends the worker without a shutdown of the lifespan
+
+    return Starlette(lifespan=lifespan, routes=[Route("/end", end)])
+
+
+async def test_an_error_in_a_starlette_lifespan_is_told_as_what_it_is() -> None:
+    die = trio.Event()
+    async with serving(starlette_app(die)) as server:
+        die.set()
+        with trio.fail_after(30):
+            await server.worker.drain.wait(DrainState.STOPPED)
+    assert server.failure is not None
+    assert server.failure.row == "L3"
+    assert str(server.failure.error) == "the app's lifespan task ended with ValueError while serving"
+
+
+async def test_a_starlette_lifespan_that_is_cancelled_has_not_died(caplog: Any) -> None:
+    async with serving(starlette_app(trio.Event())) as server:
+        await server.get("/end")
+        with trio.fail_after(30):
+            await server.worker.drain.wait(DrainState.STOPPED)
+    assert server.failure is not None
+    assert server.failure.row == "B1"
+    assert "lifespan task died" not in caplog.text
+
+
+async def test_a_lifespan_that_fails_and_returns_is_logged_with_its_message(caplog: Any) -> None:
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] == "lifespan":
+            await receive()
+            await send({"type": "lifespan.startup.complete"})
+            await send({"type": "lifespan.shutdown.failed", "message": "the feed is gone"})
+        else:
+            await respond(send)
+
+    async with serving(app) as server:
+        assert (await server.get()).status == 200
+    assert "the app's lifespan failed: the feed is gone" in caplog.text
+    assert server.failure is None
 
 
 # -- shutdown that fails -------------------------------------------------------------------------------------

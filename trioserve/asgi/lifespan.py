@@ -151,6 +151,8 @@ class Lifespan:
             else:
                 self._log.info("the app has no lifespan: its lifespan callable returned at once")
         elif not self._shutdown_asked.is_set() and self._failure is None:
+            if self._shutdown_failure:
+                self._log.error("the app's lifespan failed: %s", self._shutdown_failure)
             self._log.info("the app's lifespan callable returned while the worker was serving")
             self.supported = False
 
@@ -178,9 +180,12 @@ class Lifespan:
             self._started.set()
         elif event == "lifespan.shutdown.complete" and self._shutdown_asked.is_set():
             self._stopped.set()
-        elif event == "lifespan.shutdown.failed" and self._shutdown_asked.is_set():
+        elif event == "lifespan.shutdown.failed" and self._started.is_set():
+            # Starlette says so of whatever ends it, also before the shutdown: of a cancellation, and of an error, which
+            # follows and is told as what it is.
             self._shutdown_failure = str(message.get("message", "")) or "no message"
-            self._stopped.set()
+            if self._shutdown_asked.is_set():
+                self._stopped.set()
         else:
             raise UnexpectedMessage(f"lifespan send() got {event!r}, which does not belong here")
         await trio.lowlevel.checkpoint()
