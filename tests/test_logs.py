@@ -248,6 +248,24 @@ def test_the_root_logger_gets_nothing_and_is_not_changed(
     assert caplog.records == []
 
 
+def test_what_static_files_and_wsgi_say_is_in_the_error_log_of_a_process(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root, path = logging.getLogger(), tmp_path / "error.log"
+    others = list(root.handlers)
+    logs = setup_logs(make_config(errorlog=str(path)))
+    logs.take_parts()
+    monkeypatch.setattr(root, "handlers", [])
+    logging.getLogger("trioserve.wsgi").warning("careful %d", 1)
+    logging.getLogger("trioserve.static").debug("below the level")
+    monkeypatch.setattr(root, "handlers", others or [logging.NullHandler()])
+    logging.getLogger("trioserve.static").error("for the app's own logging")
+    monkeypatch.undo()
+    logs.close()
+    logging.getLogger("trioserve.wsgi").warning("careful 2")
+    assert LINE.fullmatch(path.read_text())
+
+
 def test_handlers_that_an_embedding_program_has_set_up_take_the_place_of_the_file(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:

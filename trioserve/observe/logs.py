@@ -31,6 +31,8 @@ from trioserve.observe.statsd import StatsdClient, StatsdHandler
 
 ERROR_LOGGER = "trioserve.error"
 ACCESS_LOGGER = "trioserve.access"
+# Of what an app may use under any server, too: it logs as libraries do.
+_PARTS = ("trioserve.static", "trioserve.wsgi")
 # hypercorn's line, so that whatever reads its logs reads ours.
 ERROR_FORMAT = "%(asctime)s [%(process)d] [%(levelname)s] %(message)s"
 ERROR_DATE_FORMAT = "[%Y-%m-%d %H:%M:%S %z]"
@@ -86,6 +88,14 @@ class Logs:
     def statistics(self) -> LogStatistics:
         """A frozen picture of the writer behind all of them."""
         return self._writer.statistics()
+
+    def take_parts(self) -> None:
+        """Have `error` take what static files and WSGI say as well, unless the app has put handlers on the root logger.
+
+        For a process of ours: there it would be neither in the `errorlog` file nor have a date.
+        """
+        for name in _PARTS:
+            self._attach(logging.getLogger(name), _PartHandler(self.error))
 
     def reopen(self) -> None:
         """Open the log files anew (SIGUSR1, after a rotation); those of a `logconfig` are left alone."""
@@ -180,6 +190,18 @@ class Logs:
     def _attach(self, logger: logging.Logger, handler: logging.Handler) -> None:
         logger.addHandler(handler)
         self._attached.append((logger, handler))
+
+
+class _PartHandler(logging.Handler):
+    """Hands lines on to the error log that nobody else takes."""
+
+    def __init__(self, error: logging.Logger) -> None:
+        super().__init__()
+        self._error = error
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if not logging.getLogger().handlers and self._error.isEnabledFor(record.levelno):
+            self._error.handle(record)
 
 
 class _ErrorLogger(logging.Logger):

@@ -415,6 +415,8 @@ async def serve_worker(
         listeners.close()
         raise
     try:
+        if not library:
+            logs.take_parts()
         for level, advice in config.advice(library=library):
             logs.error.log(level, "%s", advice)
         worker = Worker(app, config, logs, listeners, owns_process=not library)
