@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import socket
 from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
 
 import pytest
 import trio
@@ -199,6 +200,29 @@ def test_parts_that_the_kernel_took_in_part_stay_as_the_exact_rest(
 def _read_exactly(peer: socket.socket, size: int) -> None:
     while size:
         size -= len(peer.recv(size))
+
+
+def test_a_head_and_a_file_behind_it_leave_in_one_go(link: Link, tmp_path: Path) -> None:
+    transport, peer = link
+    (tmp_path / "file").write_bytes(b"0123456789")
+    with (tmp_path / "file").open("rb") as file:
+        assert transport.send_with_file_nowait(b"head ", file.fileno(), 2, 5) == 10
+        assert peer.recv(100) == b"head 23456"
+        # The file has become shorter.
+        assert transport.send_with_file_nowait(b"head ", file.fileno(), 8, 5) == 7
+        # It cannot be read: whoever sends the rest will be told so.
+        assert transport.send_with_file_nowait(b"head ", 1 << 20, 0, 5) == 5
+        assert transport.broken is None
+        assert transport.bytes_written == 22
+        fill(transport.sock)
+        assert transport.send_with_file_nowait(b"head ", file.fileno(), 0, 5) == 0
+        assert transport.bytes_written == 22
+        reset(peer)
+        with pytest.raises(OSError):
+            while True:
+                transport.send_with_file_nowait(b"head ", file.fileno(), 0, 5)
+        assert transport.broken is not None
+        assert transport.watch.reset
 
 
 # -- the ends ------------------------------------------------------------------------------------------------

@@ -20,9 +20,11 @@ import trustme
 
 from tests.certificates import write_latin_1_client
 from tests.net.tls_sockets import VERSIONS, Shop, new_keys
+from trioserve import StaticFiles
 from trioserve.config import Config
 from trioserve.errors import ConfigError
 from trioserve.net.certificates import Certificates
+from trioserve.net.ktls import KtlsTransport
 from trioserve.net.tls_records import SILENT_RECORDS, RecordTransport
 from trioserve.static import sendfile
 from trioserve.testing import RawClient, connect, development_certificate, serving, tls_client
@@ -666,3 +668,35 @@ async def test_where_the_kernel_encrypts_it_sends_files(
                 except BlockingIOError:
                     await trio.lowlevel.wait_readable(client.sock)
         client.reset()
+
+
+async def test_where_the_kernel_encrypts_known_files_follow_their_heads(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As above; the head is encrypted all the same."""
+    monkeypatch.setattr("trioserve.net.ktls.kernel_encrypts", lambda _sock: True)
+    (tmp_path / "file").write_bytes(b"in the clear")
+    files = StaticFiles(tmp_path, small_file=0)
+    async with serving(files, lifespan="off") as server:
+        assert (await server.get("/file")).status == 200
+    begun: list[int] = []
+    monkeypatch.setattr(
+        KtlsTransport,
+        "sendfile_nowait",
+        lambda self, fd, offset, count: (
+            begun.append(count) or os.sendfile(self.sock.fileno(), fd, offset, count)
+        ),
+    )
+    async with serving(files, tls=True, ktls=True, lifespan="off") as server, server.connect() as client:
+        await client.send(b"GET /file HTTP/1.1\r\nHost: a\r\n\r\n")
+        head = await client.receive_until(b"\r\n\r\n")
+        assert b"content-length: 12" in head
+        raw = b""
+        with trio.fail_after(30):
+            while b"in the clear" not in raw:
+                try:
+                    raw += socket.socket.recv(client.sock, 100)
+                except BlockingIOError:
+                    await trio.lowlevel.wait_readable(client.sock)
+        client.reset()
+    assert begun == [12]

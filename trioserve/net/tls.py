@@ -17,6 +17,7 @@ import struct
 import sys
 import termios
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 
 from trioserve.net.tls_info import TlsObject, TlsSocket
 from trioserve.net.transport import READ_SIZE, Transport
@@ -185,6 +186,13 @@ class TlsTransport(Transport):
     def sendfile_nowait(self, fd: int, offset: int, count: int) -> int | None:  # noqa: ARG002 - never in the clear
         # As of a file that cannot be sent like this: it will be read.
         raise OSError(errno.EINVAL, "the kernel does not encrypt on this connection")
+
+    def send_with_file_nowait(self, head: bytes, fd: int, offset: int, count: int) -> int:
+        sent = self.send_nowait(head)
+        if sent == len(head):
+            with suppress(OSError):
+                sent += self.sendfile_nowait(fd, offset, count) or 0
+        return sent
 
     def has_progressed(self) -> bool:
         # Not by what the kernel holds: that is ciphertext, of which nobody knows how much there was.

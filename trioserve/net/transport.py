@@ -166,6 +166,31 @@ class Transport:
         self.bytes_written += sent
         return sent
 
+    def send_with_file_nowait(self, head: bytes, fd: int, offset: int, count: int) -> int:
+        """Write a head and a part of a file behind it, in as few segments as if they were one; the bytes written.
+
+        That is 0 if it would block. What `sendfile_nowait` would raise is left to whoever sends the rest.
+
+        Raises:
+            OSError: as `send_nowait`, of the head.
+        """
+        sock = self.sock
+        size = len(head)
+        try:
+            sent = sock.send(head, MSG_MORE)
+            if sent == size:
+                try:
+                    sent += os.sendfile(sock.fileno(), fd, offset, count)
+                except OSError:
+                    pass
+        except BlockingIOError:
+            return 0
+        except OSError as error:
+            self._note_broken(error)
+            raise
+        self.bytes_written += sent
+        return sent
+
     def is_peer_gone(self) -> bool:
         """Whether the peer has sent FIN or RST, as far as can be known without waiting or reading."""
         watch = self.watch

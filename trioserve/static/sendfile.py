@@ -25,7 +25,7 @@ import trio
 
 from trioserve.asgi.file_body import FilePart
 from trioserve.errors import FileSendFailed
-from trioserve.net.transport import MSG_MORE, Transport
+from trioserve.net.transport import Transport
 from trioserve.static.open_file import OpenFile, read_resident
 from trioserve.static.residency import SURPRISE_SECONDS, PageCache
 
@@ -222,17 +222,12 @@ class FileSender:
             count = WINDOW
         if not self.page_cache.is_warm(pages, start, count, now):
             return None
-        sent = transport.send_nowait(head, MSG_MORE)
-        if sent < len(head):
-            return sent
-        try:
-            taken = transport.sendfile_nowait(file.fd, start, count) or 0
-        except OSError:
-            return sent  # `send` will meet it again
-        took = self._clock() - now
+        began = time.perf_counter()
+        sent = transport.send_with_file_nowait(head, file.fd, start, count)
+        took = time.perf_counter() - began
         if took > SURPRISE_SECONDS:
-            self.page_cache.note_send(pages, taken, took, now + took)
-        return sent + taken
+            self.page_cache.note_send(pages, max(0, sent - len(head)), took, now + took)
+        return sent
 
     async def prepare(self, part: FilePart) -> None:
         """Have the first window of a part in memory, so that its head need not wait for the disk.
