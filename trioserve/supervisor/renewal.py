@@ -205,11 +205,13 @@ class Renewals:
             return "the server is stopping"
         rollout = supervisor.pool.roll_out(orders)
         await rollout.decided.wait()
-        if rollout.proven and supervisor.predecessor is None and not supervisor.pool.stopping:
-            # No worker is started there any more: those that are left serve who is queued, and the last one to drain
-            # takes the address along. With our copies open, who comes then would be queued until it has ended.
-            supervisor.pool.abandon(supervisor.store.retire_others(orders.config))
-        self._decided.set()
+        if rollout.proven:
+            if supervisor.predecessor is None and not supervisor.pool.stopping:
+                # No worker is started there any more: those that are left serve who is queued, and the last one to
+                # drain takes the address along. With our copies open, who comes then would be queued until it has
+                # ended.
+                supervisor.pool.abandon(supervisor.store.retire_others(orders.config))
+            self._decided.set()  # otherwise once what was opened for it is closed again
         await rollout.done.wait()
         return rollout.error
 

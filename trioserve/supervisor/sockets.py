@@ -27,9 +27,8 @@ class SocketStore:
     def __init__(self) -> None:
         self._opened: dict[str, Listeners] = {}
         self._left: list[str] = []  # addresses on which only workers still listen
-        self._retired: set[str] = (
-            set()
-        )  # binds of which we have only the files, until those workers have ended
+        # Binds of which we have only the files, until the workers that listen there have ended.
+        self._retired: set[str] = set()
 
     def __repr__(self) -> str:
         return f"<SocketStore {', '.join(self._opened)}>"
