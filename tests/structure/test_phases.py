@@ -17,6 +17,7 @@ from trioserve import testing
 from trioserve.testing import RawClient, TestServer, encode_request
 
 from ..apps import echo, hello, read_body, respond
+from ..waiting import until_blocked
 
 serving = functools.partial(testing.serving, lifespan="off")
 
@@ -345,6 +346,27 @@ async def test_progress_extends_response_write(autojump_clock: Any, hub: str, ap
                     total += len(receive_what_is_there(client))
             assert trio.current_time() - began > 60
             assert late(server) == {}
+
+
+async def test_a_100_that_is_given_up_leaves_a_write_its_time_out(autojump_clock: Any, hub: str) -> None:
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        hint = {"type": "http.response.early_hint", "links": [b"x" * 8000] * 200}
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(send, hint)
+            await trio.testing.wait_all_tasks_blocked(0.01)
+            async with until_blocked(0.01):
+                await receive()
+
+    async with serving(app, response_write_timeout=30, hub=hub, lifespan="off") as server:
+        small_buffers(server)
+        async with server.connect(receive_buffer=4096) as client:
+            await client.send(
+                b"POST / HTTP/1.1\r\nHost: a\r\nExpect: 100-continue\r\nContent-Length: 5\r\n\r\n"
+            )
+            await trio.testing.wait_all_tasks_blocked(0.05)
+            with trio.fail_after(1000):
+                await server.wait_idle()
+            assert late(server) == {"response_write": 1}
 
 
 async def test_response_write_off(autojump_clock: Any) -> None:

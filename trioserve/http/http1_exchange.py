@@ -379,16 +379,22 @@ class Http1Exchange(Http1Request):
         self.connection.start_write()
         watch = self.transport.watch
         try:
-            if watch.writer is None:
-                await watch.wait_writable(push)
-            else:  # a send(), or the 100 that a receive() has asked for: in turn
+            if watch.writer is not None:  # a send(), or the 100 that a receive() has asked for: in turn
                 if self._turns is None:
                     self._turns = ParkingLot()
                 await self._turns.park()
+                return
+            try:
+                await watch.wait_writable(push)
+            finally:
+                if self._turns is not None:
+                    self._turns.unpark_all()
         finally:
-            if self._turns is not None:
-                self._turns.unpark_all()
             self.end_write()
+
+    def end_write(self) -> None:
+        if self.transport.watch.writer is None:  # else another task of the app still waits
+            super().end_write()
 
     # -- writing ---------------------------------------------------------------------------------------------
 
