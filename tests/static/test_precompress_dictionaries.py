@@ -271,6 +271,10 @@ def test_the_standard_librarys_zstd_does_as_well(
     for _ in range(2):
         made = coding.begin(3).feed(b"x")
         assert made == repr(({"level": level, "window": 10}, (size, "digested"), 3)).encode()
+    # What `zstd --train` has made is no trained dictionary to who takes it as a file: digested, it would be one.
+    trained = b"\x37\xa4\x30\xec" + bytes(size)
+    made = make_dcz(FIRST[:32], len(trained), lambda: trained, shared=True).begin(3).feed(b"x")
+    assert b"prefix" in made
 
 
 def test_what_is_not_smaller_than_the_others_is_not_written(old: Path, new: Path) -> None:

@@ -46,6 +46,9 @@ _ZSTD_LEVEL_WITHOUT_TREE: Final = 12
 # for 1 MiB (a tree), one and a half for this. And it is kept in memory.
 _LARGEST_KEPT: Final = 32 << 20
 
+# What a dictionary begins with that zstd has trained (RFC 8878 section 5). To a client its bytes are like any others.
+_TRAINED: Final = b"\x37\xa4\x30\xec"
+
 
 class Encoder(NamedTuple):
     """One stream: what takes its parts, and what ends it; both return bytes to be written, behind `head`."""
@@ -154,9 +157,11 @@ def _as_it_is(module: Any, dictionary: bytes) -> Any:
 
 def _worked_through(module: Any, dictionary: bytes) -> Any:
     """A dictionary for many encoders, in any threads, with the tables that each would fill from it."""
-    if not hasattr(module, "ZstdCompressionDict"):
-        return module.ZstdDict(dictionary, is_raw=True).as_digested_dict  # fills them when it is first used
     known = _as_it_is(module, dictionary)
+    if not hasattr(module, "ZstdCompressionDict"):
+        if dictionary.startswith(_TRAINED):
+            return known  # digested, it would not be raw, whatever `is_raw` says
+        return module.ZstdDict(dictionary, is_raw=True).as_digested_dict  # fills them when it is first used
     size = len(dictionary)
     options = module.ZstdCompressionParameters.from_level(_dcz_level(size), source_size=size, dict_size=size)
     known.precompute_compress(compression_params=options)
