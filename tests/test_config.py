@@ -279,6 +279,7 @@ BAD: list[tuple[str, Any, str]] = [
     ("bind", ["localhost:99999"], "is not"),
     ("bind", ["fd://x"], "is not"),
     ("bind", ["unix:"], "is not"),
+    ("bind", ["unix:\0abstract"], "is not"),
     ("bind", [" "], "is not"),
     ("bind", "[::1", "'[::1' is not: an IPv6 address stands whole in brackets, as in [::1]:8000"),
     ("bind", "::1]", "in brackets"),
@@ -1030,6 +1031,17 @@ def test_an_address_is_bound_once(settings: dict[str, Any], text: str) -> None:
     assert str(caught.value).startswith("mapping: bind = [")
     assert text in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_a_socket_file_has_one_name(tmp_path: Path) -> None:
+    """As /run and /var/run are the same directory; what is behind `..` of a link is another one."""
+    (tmp_path / "run" / "deep").mkdir(parents=True)
+    (tmp_path / "link").symlink_to(tmp_path / "run" / "deep")
+    config = Config.from_mapping(bind=[f"unix:{tmp_path}/x", f"unix:{tmp_path}/link/../x"])
+    config.validate()
+    config.bind = [f"unix:{tmp_path}/run/deep/x", f"unix:{tmp_path}/link/x"]
+    with pytest.raises(ConfigError, match="link/x are the same: remove one of them"):
+        config.validate()
 
 
 def test_an_address_speaks_either_tls_or_not() -> None:

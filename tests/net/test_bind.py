@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+from trioserve.config import Config
 from trioserve.errors import EXIT_OS, BindError
 from trioserve.net.bind import Listeners, describe, open_listeners, split_host_port
 
@@ -90,7 +91,8 @@ def test_a_port_that_is_none_is_refused_by_name(port: str) -> None:
 
 def test_a_port_alone_and_a_url_are_told_what_to_write() -> None:
     assert "write :8000 for all addresses, or 127.0.0.1:8000" in refused("8000")
-    assert "without 'http://'" in refused("http://127.0.0.1:8000")
+    for url in ("http://127.0.0.1:8000", "http://[::1]:8000"):
+        assert "without 'http://'" in refused(*Config.from_mapping(bind=url).bind)
 
 
 def test_a_path_that_no_socket_can_have_is_told_by_its_length() -> None:

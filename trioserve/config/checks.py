@@ -98,7 +98,8 @@ def _bound_twice(config: Config) -> Iterator[str]:
         for bind in binds:
             if bind.endswith(":0"):
                 continue  # the kernel chooses another port each time
-            place = os.path.abspath(bind[5:]) if bind.startswith("unix:") else bind  # noqa: PTH100 - of no link
+            # Through links, as /var/run is one: the second would take the place of the first one's file.
+            place = os.path.realpath(bind[5:]) if bind.startswith("unix:") else bind
             where, other = known.setdefault(place, (name, bind))
             if (where, other) == (name, bind) and binds.count(bind) == 1:
                 continue

@@ -191,7 +191,7 @@ class Binds(TextList):
         """Refuse what hypercorn would take for a host name with port 8000."""
         super().check_item(item)
         if item.startswith("unix:"):
-            good = len(item) > len("unix:")
+            good = len(item) > len("unix:") and "\0" not in item
         elif item.startswith("fd://"):
             good = _is_number(item[len("fd://") :])
         elif _has_wrong_brackets(item):
@@ -206,7 +206,7 @@ class Binds(TextList):
 
 
 def _has_wrong_brackets(bind: str) -> bool:
-    address = bind.removeprefix("tcp://")
+    address = bind.rpartition("://")[2]  # of a scheme that is none of ours something else is said
     if "[" not in address and "]" not in address:
         return False
     return re.fullmatch(r"\[[^][]+\](:[^][]*)?", address) is None
