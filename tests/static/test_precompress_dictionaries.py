@@ -8,6 +8,7 @@ import os
 import random
 from pathlib import Path
 from threading import Event
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -171,6 +172,18 @@ def test_a_dictionary_that_would_stop_all_threads_for_long_is_not_kept() -> None
     for _ in range(2):
         coding.begin(10)
     assert len(reads) == 2
+
+
+@pytest.mark.parametrize(("size", "kept"), [(10, 16), (9 * MIB, 3)], ids=["many", "large"])
+def test_only_so_many_dictionaries_are_kept(size: int, kept: int) -> None:
+    """Those with which most is saved: each is in memory to the end, with eighteen times its size in tables."""
+    olds: list[Any] = [SimpleNamespace(size=size, read=bytes) for _ in range(40)]
+    found: Any = [(None, {b"%d" % n: olds[n]}) for n in range(40) for _ in range(n + 1)]
+    codings = precompress._dcz_codings(found)
+    assert len(codings) == 40
+    assert {digest for digest, coding in codings.items() if not coding.dictionary_size} == {
+        b"%d" % n for n in range(40 - kept, 40)
+    }
 
 
 def test_a_dictionary_of_many_files_is_read_once(

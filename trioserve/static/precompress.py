@@ -31,7 +31,13 @@ from trioserve.static.codings import DCZ, SUFFIXES, coding_of
 from trioserve.static.confine import ConfinedRoot, NotServed
 from trioserve.static.old_files import OldFile, OldFiles, matcher
 from trioserve.static.precompress_report import Report
-from trioserve.static.sibling_encoders import LARGEST_DICTIONARY, Coding, available_codings, make_dcz
+from trioserve.static.sibling_encoders import (
+    LARGEST_DICTIONARY,
+    LARGEST_KEPT,
+    Coding,
+    available_codings,
+    make_dcz,
+)
 from trioserve.static.sibling_writer import (
     Outcome,
     Result,
@@ -63,6 +69,9 @@ _NAMES: Final[dict[str, bytes]] = {
 }
 
 _NO_ZSTD: Final = "zstd needs Python 3.14, or the package zstandard (pip install trioserve[compression])"
+
+# Dictionaries that are worked through once for all their files: beyond these, little is saved for the memory.
+_MOST_SHARED: Final = 16
 
 # Seconds between two looks at what the threads are doing.
 _LOOK: Final = 0.1
@@ -327,13 +336,22 @@ def _old_files_of(
     return found
 
 
-def _dcz_codings(found: Iterable[tuple[Source, dict[bytes, OldFile]]]) -> dict[bytes, Coding]:
+def _dcz_codings(found: Sequence[tuple[Source, dict[bytes, OldFile]]]) -> dict[bytes, Coding]:
     """One coding for each old file, by its digest."""
     users = Counter(digest for _, olds in found for digest in olds)
+    old_files = {digest: old for _, olds in found for digest, old in olds.items()}
+    # To the end of the run they are in memory: those with which most is saved, together no more than one may have.
+    shared: set[bytes] = set()
+    left = LARGEST_KEPT
+    several = [digest for digest, count in users.items() if count > 1]
+    several.sort(key=lambda digest: users[digest] * old_files[digest].size, reverse=True)
+    for digest in several[:_MOST_SHARED]:
+        if old_files[digest].size <= left:
+            left -= old_files[digest].size
+            shared.add(digest)
     return {
-        digest: make_dcz(digest, old.size, old.read, shared=users[digest] > 1)
-        for _, olds in found
-        for digest, old in olds.items()
+        digest: make_dcz(digest, old.size, old.read, shared=digest in shared)
+        for digest, old in old_files.items()
     }
 
 
