@@ -148,6 +148,18 @@ async def test_everything_else_is_the_tasks(directory: Path, engine: str, hub: s
             assert (await client.get("/a.txt")).body == TEXT
 
 
+@pytest.mark.parametrize("body", [b"unasked for", b"unasked for\r\n\r\n"])
+async def test_a_body_that_nobody_wants_is_no_part_of_the_next_request(
+    directory: Path, engine: str, hub: str, body: bytes
+) -> None:
+    async with known(directory, hub, http_engine=engine) as (_server, client, _connection):
+        for _ in range(2):
+            await client.send(head("GET /a.txt HTTP/1.1", f"Content-Length: {len(body)}") + body)
+            assert (await client.read_response()).body == TEXT
+            posted = await client.request("POST", "/else", [("Content-Length", "3")], b"own")
+            assert posted.header("x-app") == "3"
+
+
 @pytest.mark.parametrize("cut", [1, 3, 10, -5, -4, -3, -2, -1])
 async def test_a_head_in_two_parts(directory: Path, engine: str, hub: str, cut: int) -> None:
     request = head("GET /a.txt HTTP/1.1")

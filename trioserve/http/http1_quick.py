@@ -91,7 +91,7 @@ class QuickAnswers:
         if (
             engine.method != "GET"
             or not engine.keep_alive
-            or not engine.body_complete
+            or engine.content_length != 0  # the body, if it is here, has to be thrown away
             or engine.version != "1.1"
             or worker.draining
             or transport.watch.hangup
