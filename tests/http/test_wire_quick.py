@@ -15,6 +15,7 @@ from tests.http.feeding import head
 from tests.http.test_wire_framing import bare
 from trioserve import StaticFiles
 from trioserve.static.answers import Answer
+from trioserve.static.sendfile import WINDOW
 from trioserve.structure.context import ConnectionContext
 from trioserve.testing import RawClient, TestServer
 
@@ -270,14 +271,18 @@ async def test_an_error_in_here_is_judged_as_any_of_ours(directory: Path, hub: s
         assert server.worker.context.counters.faults == {"S1": 1}
 
 
-async def test_a_file_that_is_closed_before_the_task_has_its_turn_is_looked_for_again(
-    directory: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("begun", [False, True])
+async def test_a_file_that_is_closed_before_the_task_has_its_turn_is_sent_all_the_same(
+    directory: Path, monkeypatch: pytest.MonkeyPatch, begun: bool
 ) -> None:
-    """What the hub has found belongs to nobody until the task goes on."""
+    """What the hub has found is looked for again; but what it has begun to send has to be the same to the end."""
     others: list[int] = []
+    data = LONG * (1 + begun * WINDOW // len(LONG))
+    (directory / "long.bin").write_bytes(data)
     async with known(directory) as (server, client, connection):
-        # As for a file that is not in memory.
-        monkeypatch.setattr(server.worker.context.files, "begin", lambda *_: None)
+        if not begun:
+            # As for a file that is not in memory.
+            monkeypatch.setattr(server.worker.context.files, "begin", lambda *_: None)
         files: Any = server.worker.context.app
         watch: Any = connection.transport.watch
         pull = watch.pull
@@ -285,13 +290,16 @@ async def test_a_file_that_is_closed_before_the_task_has_its_turn_is_looked_for_
         def pull_and_close() -> bool:
             woken: bool = pull()
             assert woken
+            assert (connection.exchange is not None) == (begun and connection.transport.sends_files)
             files.close()
             others.extend(os.open(directory / "a.txt", os.O_RDONLY) for _ in range(8))
             return woken
 
         watch.pull = pull_and_close
         await client.send(head("GET /long.bin HTTP/1.1"))
-        assert (await client.read_response()).body == LONG
+        assert (await client.read_response()).body == data
+        await server.wait_idle()
+        assert server.worker.context.counters.faults == {}
     assert others
     for descriptor in others:
         os.close(descriptor)

@@ -269,16 +269,18 @@ class Http1Exchange(Http1Request):
         return False
 
     def take_rest(self, answer: Answer, message: bytes, sent: int) -> None:
-        """A prepared response was begun without an exchange: its `message`, and a file behind it if it has one.
+        """A prepared response was begun: its `message`, and a file behind it if it has one.
 
-        `sent` bytes of these are with the kernel, and not all.
+        `sent` bytes of these are with the kernel, and not all. `finish_answer` is to be awaited, be it later: until
+        then the file is kept.
         """
         self.status = answer.status
         self.fields = answer.fields
-        self.head_at = self.started_at
+        self.head_at = self.head_at or self.started_at
         if answer.file is None:
             self._complete(len(answer.body))
         else:
+            answer.file.acquire()
             self._expected = answer.checked[1]
             self.state = _STREAMING
             self.response_bytes = max(0, sent - len(message))
@@ -297,15 +299,11 @@ class Http1Exchange(Http1Request):
         sent = worker.files.begin(self.transport, head, file, span.start, length, now)
         if sent is None:
             return False
-        self.state = _STREAMING
-        if sent < len(head):
-            self.queue.append(memoryview(head)[sent:])
-            return False
-        self.response_bytes = sent = sent - len(head)
-        if sent < length:
+        if sent < len(head) + length:
+            self.take_rest(answer, head, sent)
             return False
         self.completed_at = now
-        self._complete(sent)
+        self._complete(length)
         return True
 
     async def finish_answer(self, answer: Answer) -> None:
@@ -318,8 +316,9 @@ class Http1Exchange(Http1Request):
         if file is None or self._is_head:
             await self._flush()
             return
-        # Nothing has run since the answer was given: the file is still the cache's.
-        file.acquire()
+        if self.state is not _STREAMING:
+            # Nothing has run since the answer was given: the file is still the cache's.
+            file.acquire()
         try:
             if self.state is _STREAMING:
                 span = answer.span
