@@ -251,13 +251,18 @@ async def test_a_peer_that_is_gone_is_no_fault(directory: Path, hub: str) -> Non
         assert server.worker.context.counters.faults == {}
 
 
-async def test_an_error_in_here_is_judged_as_any_of_ours(directory: Path, hub: str) -> None:
+@pytest.mark.parametrize(
+    ("error", "row"), [(RuntimeError("a bug"), "S1"), (SystemExit(3), "X1"), (KeyboardInterrupt(), "X2")]
+)
+async def test_an_error_in_here_is_judged_as_any_of_ours(
+    directory: Path, hub: str, error: BaseException, row: str
+) -> None:
     class Broken(StaticFiles):
         def quick_answer(
             self, method: str, raw_path: bytes | None, fields: Mapping[bytes, bytes], root_path: str = ""
         ) -> Answer | None:
             if raw_path == b"/broken":
-                raise RuntimeError("a bug")
+                raise error
             return super().quick_answer(method, raw_path, fields, root_path)
 
     async with bare(Broken(directory), hub=hub, lifespan="off") as server, server.connect() as client:
@@ -268,7 +273,7 @@ async def test_an_error_in_here_is_judged_as_any_of_ours(directory: Path, hub: s
         with suppress(OSError):
             assert await client.receive() == b""
         await server.wait_idle()
-        assert server.worker.context.counters.faults == {"S1": 1}
+        assert server.worker.context.counters.faults == {row: 1}
 
 
 @pytest.mark.parametrize("begun", [False, True])
@@ -366,6 +371,8 @@ async def test_a_request_in_the_last_moment_is_answered(
         def pull_late() -> bool:
             connection.deadline = trio.current_time()
             woken: bool = pull()
+            assert woken
+            watch.wake_reader()
             # As the reaper does with who is late.
             if connection.deadline <= trio.current_time():
                 connection.expire()

@@ -19,7 +19,7 @@ from trioserve.http.response import prepare_message
 from trioserve.static.answers import Answer
 from trioserve.static.request_fields import pick_fields
 from trioserve.structure.context import ConnectionContext
-from trioserve.structure.deadlines import NEVER, TICK
+from trioserve.structure.deadlines import NEVER
 
 
 class _Sent(NamedTuple):
@@ -57,7 +57,7 @@ class QuickAnswers:
         self.answer: Answer | None = None
         self.has_head = False
         self._data: bytes | None = None
-        self._error: Exception | None = None
+        self._error: BaseException | None = None
 
     def ask(self) -> Answer | None:
         """The answer to the request whose head the engine has."""
@@ -146,7 +146,7 @@ class QuickAnswers:
         try:
             data = transport.recv_nowait()
             if data is None:
-                return transport.watch.readable
+                return False
             if not data.endswith(b"\r\n\r\n"):
                 self._data = data  # no head, or a body behind it: there may be more to wait for
             elif engine.receive_head(data):
@@ -155,15 +155,9 @@ class QuickAnswers:
                     self._data = engine.leftover or None
                     return self._data is not None or transport.watch.readable
                 self.has_head = True
-                connection.deadline = NEVER
-                return True
-        except Exception as error:
+                connection.deadline = NEVER  # it has come in time
+        except BaseException as error:  # to be judged as the task's; here it would be the end of the hub
             self._error = error
-        else:
-            if connection.idle:
-                # It has left the kernel, where `expire` would have seen that the peer has spoken in time. The task,
-                # when it has had its turn, begins a phase for it.
-                connection.deadline = max(connection.deadline, connection.worker.clock() + 2 * TICK)
         return True
 
     def take(self) -> bytes | None:

@@ -324,8 +324,9 @@ class ConnectionContext(Phased):
         return True
 
     def expire(self) -> None:
-        if self.idle and self.transport.has_input():
-            # The peer has spoken in time, but its task has not had its turn: look again when it must have had it.
+        if self.idle and (self.transport.watch.reader is None or self.transport.has_input()):
+            # The peer has spoken in time, but its task has not had its turn: look again when it must have had it. What
+            # it was woken for may have been read already.
             self.start_phase(self.phase, self.worker.clock() + 2 * TICK)
             return
         super().expire()
