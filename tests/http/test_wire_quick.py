@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import os
+import weakref
 from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager, suppress
 from pathlib import Path
@@ -10,6 +12,7 @@ from typing import Any
 
 import pytest
 import trio
+from trio.testing import wait_all_tasks_blocked
 
 from tests.http.feeding import head
 from tests.http.test_wire_framing import bare
@@ -214,6 +217,26 @@ async def test_what_is_refused_is_refused_by_the_task(
         await server.wait_idle()
         assert sum(server.worker.context.counters.refused.values()) == 1
         assert server.worker.context.counters.faults == {}
+
+
+async def test_a_refused_connection_is_not_left_to_the_collector(directory: Path, hub: str) -> None:
+    async with bare(StaticFiles(directory), hub=hub, lifespan="off") as server, server.connect() as client:
+        assert (await client.get("/a.txt")).status == 200
+        (connection,) = server.worker.context.connections
+        await at_rest(connection)
+        gone = weakref.ref(connection)
+        del connection
+        gc.collect()
+        gc.disable()
+        try:
+            await client.send(head("GET  /a.txt HTTP/1.1"))
+            assert (await client.read_response()).status == 400
+            client.close()
+            await server.wait_idle()
+            await wait_all_tasks_blocked()
+            assert gone() is None
+        finally:
+            gc.enable()
 
 
 async def test_the_last_request_of_a_connection_is_told_so(directory: Path, engine: str, hub: str) -> None:

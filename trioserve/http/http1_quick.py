@@ -163,7 +163,9 @@ class QuickAnswers:
     def take(self) -> bytes | None:
         """What `pull` has read and the engine has not; None if there is nothing. Raises what it has met."""
         if self._error is not None:
-            error, self._error = self._error, None
-            raise error
+            try:
+                raise self._error
+            finally:
+                self._error = None  # nor has this frame, which its traceback holds, a name for it
         data, self._data = self._data, None
         return data
