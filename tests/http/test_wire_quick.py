@@ -326,6 +326,7 @@ async def test_a_file_that_is_closed_before_the_task_has_its_turn_is_sent_all_th
         watch.pull = pull_and_close
         await client.send(head("GET /long.bin HTTP/1.1"))
         assert (await client.read_response()).body == data
+        client.close()
         await server.wait_idle()
         assert server.worker.context.counters.faults == {}
     assert others
@@ -374,7 +375,7 @@ async def test_a_head_that_drips_is_late_all_the_same(directory: Path, autojump_
             await trio.lowlevel.checkpoint()
         while connection.phase == "request_head":
             await at_rest(connection)
-            await trio.sleep(0.04)
+            await trio.sleep(0.4)
             await client.send(b"x")
             await trio.sleep(0.0001)
         assert (await client.read_response()).status == 408
