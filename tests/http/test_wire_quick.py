@@ -316,7 +316,8 @@ async def test_a_file_that_is_closed_before_the_task_has_its_turn_is_sent_all_th
         pull = watch.pull
 
         def pull_and_close() -> bool:
-            woken: bool = pull()
+            go_on = pull()
+            woken: bool = go_on() if callable(go_on) else go_on
             assert woken
             assert (connection.exchange is not None) == (begun and connection.transport.sends_files)
             files.close()
@@ -332,6 +333,29 @@ async def test_a_file_that_is_closed_before_the_task_has_its_turn_is_sent_all_th
     assert others
     for descriptor in others:
         os.close(descriptor)
+
+
+async def test_an_answer_for_which_the_hub_has_no_time_left_is_the_tasks(
+    directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with known(directory) as (_server, client, connection):
+        watch: Any = connection.transport.watch
+        pull = watch.pull
+
+        def pull_too_late() -> Any:
+            go_on = pull()
+            assert callable(go_on)
+            watch._hub._busy_until = 0.0
+            return go_on
+
+        before = connection.requests
+        for target, body in (("/a.txt", TEXT), ("/long.bin", LONG), ("/a.txt", TEXT)):
+            await at_rest(connection)
+            watch.pull = pull_too_late
+            with steps_of(connection) as steps:
+                assert (await client.get(target)).body == body
+            assert steps.count > 0
+        assert connection.requests == before + 3
 
 
 async def test_time_outs_hold_after_requests_that_no_task_has_seen(

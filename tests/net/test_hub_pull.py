@@ -6,7 +6,7 @@ import gc
 import socket
 import weakref
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 
 import pytest
 import trio
@@ -15,7 +15,7 @@ from trio.testing import wait_all_tasks_blocked
 from tests.net.sockets import fill, reset, running_hub, tcp_pair, unix_pair
 from trioserve.net import epoll_hub
 from trioserve.net.hub import Hub
-from trioserve.net.watch import Watch
+from trioserve.net.watch import Pull, Watch
 
 
 @contextmanager
@@ -42,7 +42,7 @@ class Puller:
         return data == self.last
 
 
-async def wait(watch: Watch, pull: Callable[[], bool] | None = None) -> None:
+async def wait(watch: Watch, pull: Pull | None = None) -> None:
     """A task's wait; what it awaits has to be asked for in that task."""
     await watch.wait_readable(None, pull)
 
@@ -147,6 +147,64 @@ async def test_when_its_time_is_up_the_hub_wakes_the_tasks_instead(monkeypatch: 
                     await wait_all_tasks_blocked()
                     peer.sendall(b"x")
             assert puller.read == []
+
+
+@pytest.mark.parametrize("most", [1, 2, 64])
+async def test_all_have_read_before_the_first_goes_on(monkeypatch: pytest.MonkeyPatch, most: int) -> None:
+    monkeypatch.setattr(epoll_hub, "_MOST_PULLED", most)
+    monkeypatch.setattr(epoll_hub, "_BUSY_SECONDS", 60.0)
+    steps: list[str] = []
+
+    def puller(sock: socket.socket, watch: Watch) -> Callable[[], Callable[[], bool]]:
+        def go_on() -> bool:
+            steps.append("go on")
+            return True
+
+        def pull() -> Callable[[], bool]:
+            steps.append("read")
+            sock.recv(10)
+            watch.readable = False
+            return go_on
+
+        return pull
+
+    async with running_hub("epoll") as hub:
+        with ExitStack() as stack, trio.fail_after(30):
+            async with trio.open_nursery() as nursery:
+                peers = []
+                for _ in range(3):
+                    watch, ours, peer = stack.enter_context(empty_socket(hub))
+                    nursery.start_soon(wait, watch, puller(ours, watch))
+                    peers.append(peer)
+                await wait_all_tasks_blocked()
+                for peer in peers:
+                    peer.sendall(b"x")
+    expected = {
+        1: ["read", "go on"] * 3,
+        2: ["read", "read", "go on", "go on", "read", "go on"],
+        64: ["read"] * 3 + ["go on"] * 3,
+    }
+    assert steps == expected[most]
+
+
+async def test_who_has_read_and_finds_no_time_left_is_woken() -> None:
+    async with running_hub("epoll") as hub:
+        with empty_socket(hub) as (watch, ours, peer):
+            gone_on: list[bool] = []
+
+            def pull() -> Callable[[], bool]:
+                ours.recv(10)
+                watch.readable = False
+                hub._busy_until = 0.0  # type: ignore[attr-defined]
+                return lambda: bool(gone_on.append(True))
+
+            with trio.fail_after(30):
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(wait, watch, pull)
+                    await wait_all_tasks_blocked()
+                    peer.sendall(b"x")
+            assert not gone_on
+            assert watch.reader is None
 
 
 async def test_who_waits_to_write_beside_it_is_served_as_well() -> None:

@@ -123,20 +123,14 @@ class Http1:
             # -- run the app on it
             if quick is None:
                 connection.requests += 1
+            elif quick.answer_now():
+                data = engine.leftover
+                if not data:
+                    data = transport.recv_nowait() if watch.readable or worker.draining else None
+                if data:
+                    await trio.lowlevel.checkpoint()
+                continue
             else:
-                if quick.has_head:
-                    quick.has_head = False
-                    if quick.answer is not None and connection.exchange is None:
-                        quick.answer = quick.ask()  # nobody has held its file since
-                else:
-                    connection.requests += 1
-                    if quick.answer_now():
-                        data = engine.leftover
-                        if not data:
-                            data = transport.recv_nowait() if watch.readable or worker.draining else None
-                        if data:
-                            await trio.lowlevel.checkpoint()
-                        continue
                 answer, quick.answer = quick.answer, None
             connection.phase = "request"
             connection.deadline = NEVER

@@ -2,13 +2,15 @@
 
 `http1.py` has one `QuickAnswers` for each connection to such an app. While the connection's task waits for a request,
 the hub reads and answers in its place (`QuickAnswers.pull`): to wake a task for a file that is in memory costs as much
-as to answer. Whatever is not over with that is the task's: it is woken, and goes on where this has stopped. Nothing in
-here waits, so there is nothing to cancel.
+as to answer. First all requests of a turn are read, then all answers are sent: so each part of the interpreter and of
+the kernel is used many times while it is in the processor's caches, and a client of many connections is woken once.
+Whatever is not over with that is the task's: it is woken, and goes on where this has stopped. Nothing in here waits,
+so there is nothing to cancel.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 from trioserve.http.engine import Engine
@@ -19,7 +21,6 @@ from trioserve.http.response import prepare_message
 from trioserve.static.answers import Answer
 from trioserve.static.request_fields import pick_fields
 from trioserve.structure.context import ConnectionContext
-from trioserve.structure.deadlines import NEVER
 
 
 class _Sent(NamedTuple):
@@ -37,7 +38,7 @@ class QuickAnswers:
 
     Attributes:
         answer: to the request whose head the engine has, if it has an answer which was not sent, or only in part.
-        has_head: `pull` has read a whole head, and `answer` is what is known of it: it is not to be read again.
+        has_head: `pull` has read a whole head, which is not to be read again; `answer` is what was found then.
     """
 
     __slots__ = (
@@ -71,20 +72,27 @@ class QuickAnswers:
     def answer_now(self) -> bool:
         """Answer the request whose head the engine has, in a call or two; True if that was all there is to do.
 
-        Otherwise `answer` is what to go on with, and where some of it was sent, the connection has an exchange.
+        For the connection's task. Otherwise `answer` is what to go on with, and where some of it was sent, the
+        connection has an exchange.
 
         Raises:
             OSError: the connection is broken.
         """
-        # As `ask` does, without the call: all this is paid by every request.
-        engine = self._engine
-        fields: Mapping[bytes, bytes] | None = engine.fields
-        if fields is None:
-            fields = pick_fields(engine.headers)
-        raw_path = engine.target.partition(b"?")[0]
-        self.answer = answer = self._ask(engine.method, raw_path, fields, self._root_path)
+        connection = self._connection
+        if not self.has_head:
+            connection.requests += 1
+        elif self.answer is None or connection.exchange is not None:
+            self.has_head = False
+            return False
+        self.has_head = False
+        self.answer = self.ask()  # also if `pull` has: nobody has held its file since
+        return self._answer_at_once()
+
+    def _answer_at_once(self) -> bool:
+        answer = self.answer
         if answer is None:
             return False
+        engine = self._engine
         connection = self._connection
         worker = connection.worker
         transport = connection.transport
@@ -135,30 +143,36 @@ class QuickAnswers:
 
     # -- in the place of the waiting task --------------------------------------------------------------------
 
-    def pull(self) -> bool:
-        """Read a request and answer it; False if there is nothing more to be done, so that the task may wait on.
+    def pull(self) -> bool | Callable[[], bool]:
+        """Read a request; False if there is none, so that the task may wait on, True if the task must be woken.
 
-        Otherwise it must be woken, and find what there is by `has_head` and `take`. Raises nothing.
+        Where there is an answer, the method that sends it: to be called in the same turn, before any task runs; it
+        returns the same. Who is woken finds what there is by `has_head` and `take`. Raises nothing.
         """
-        connection = self._connection
-        transport = connection.transport
-        engine = self._engine
         try:
-            data = transport.recv_nowait()
+            data = self._connection.transport.recv_nowait()
             if data is None:
                 return False
             if not data.endswith(b"\r\n\r\n"):
                 self._data = data  # no head, or a body behind it: there may be more to wait for
-            elif engine.receive_head(data):
-                connection.requests += 1
-                if self.answer_now():
-                    self._data = engine.leftover or None
-                    return self._data is not None or transport.watch.readable
+            elif self._engine.receive_head(data):
+                self._connection.requests += 1
+                self.answer = answer = self.ask()
                 self.has_head = True
-                connection.deadline = NEVER  # it has come in time
+                return True if answer is None else self._send
         except BaseException as error:  # to be judged as the task's; here it would be the end of the hub
             self._error = error
         return True
+
+    def _send(self) -> bool:
+        try:
+            if not self._answer_at_once():
+                return True
+        except BaseException as error:  # as above
+            self._error = error
+        self.has_head = False
+        self._data = self._engine.leftover or None
+        return self._error is not None or self._data is not None or self._connection.transport.watch.readable
 
     def take(self) -> bytes | None:
         """What `pull` has read and the engine has not; None if there is nothing. Raises what it has met."""

@@ -13,7 +13,7 @@ from typing import ClassVar
 import trio
 from trio.lowlevel import Task
 
-from trioserve.net.watch import Watch
+from trioserve.net.watch import Pull, Watch
 
 
 class PortableWatch(Watch):
@@ -27,7 +27,7 @@ class PortableWatch(Watch):
         self._sock = sock
         self._scopes: dict[str, trio.CancelScope] = {}
 
-    async def wait_readable(self, _task: Task | None = None, _pull: Callable[[], bool] | None = None) -> None:
+    async def wait_readable(self, _task: Task | None = None, _pull: Pull | None = None) -> None:
         self._check_open(self.reader, "read")
         if not self.readable:
             # For room there may be a task waiting already, and trio lets only one.

@@ -17,6 +17,9 @@ import outcome
 import trio
 from trio.lowlevel import Task, reschedule
 
+#: what `wait_readable` may be given
+Pull = Callable[[], "bool | Callable[[], bool]"]
+
 
 class _Woken(outcome.Outcome[None]):
     """The result of every wait: nothing. One for all, where `outcome.Value(None)` would be made for each."""
@@ -106,14 +109,13 @@ class Watch:
         waits = [name for name in ("reader", "writer", "hangup_waiter") if getattr(self, name) is not None]
         return f"<{type(self).__name__} fd={self.fd} {state}{' awaited by ' + ', '.join(waits) if waits else ''}>"
 
-    def wait_readable(
-        self, task: Task | None = None, pull: Callable[[], bool] | None = None
-    ) -> Awaitable[None]:
+    def wait_readable(self, task: Task | None = None, pull: Pull | None = None) -> Awaitable[None]:
         """Return once a read may yield something; at once if it may now.
 
         `task` is the calling task, if the caller happens to know it: that saves looking it up. `pull` reads by itself
-        whenever something has come, and returns False if that was all there was to do; then the wait goes on. It may
-        be called from the hub's task, or not at all, and must not raise.
+        whenever something has come, and returns False if that was all there was to do: then the wait goes on; True if
+        it is over; or what is to be called, with the same result, when others that have something to read have read
+        it. It may be called from the hub's task, or not at all, and must not raise.
 
         Raises:
             trio.ClosedResourceError: the watch was closed, before or during the wait.
