@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import signal
 import socket
@@ -102,21 +103,18 @@ async def test_both_kinds_of_addresses_are_served(shop: Shop, tmp_path: Path, op
 async def test_sockets_of_the_service_manager_speak_tls_or_are_called_insecure(shop: Shop) -> None:
     require_tool("true")
     with socket.create_server(("127.0.0.1", 0)) as secure, socket.create_server(("127.0.0.1", 0)) as plain:
-        script = (
-            "import os, sys\n"
-            "os.environ.update(LISTEN_PID=str(os.getpid()), LISTEN_FDS='2', LISTEN_FDNAMES='web:insecure')\n"
-            f"os.dup2({secure.fileno()}, 3); os.dup2({plain.fileno()}, 4)\n"
-            "os.execv(sys.executable, [sys.executable, *sys.argv[1:]])\n"
-        )
         for workers in ("0", "2"):
             command = trioserve_command("--workers", workers, *flags(shop), APP)
             # Where the two sockets are to be, there may be one of them already.
-            high = [os.dup2(sock.fileno(), 60 + place) for place, sock in enumerate((secure, plain))]
-            moved = script.replace(f"dup2({secure.fileno()}, 3)", "dup2(60, 3)").replace(
-                f"dup2({plain.fileno()}, 4)", "dup2(61, 4)"
+            high = [fcntl.fcntl(sock, fcntl.F_DUPFD, 60) for sock in (secure, plain)]
+            script = (
+                "import os, sys\n"
+                "os.environ.update(LISTEN_PID=str(os.getpid()), LISTEN_FDS='2', LISTEN_FDNAMES='web:insecure')\n"
+                f"os.dup2({high[0]}, 3); os.dup2({high[1]}, 4)\n"
+                "os.execv(sys.executable, [sys.executable, *sys.argv[1:]])\n"
             )
             try:
-                async with start_process(sys.executable, "-c", moved, *command[1:], pass_fds=high) as server:
+                async with start_process(sys.executable, "-c", script, *command[1:], pass_fds=high) as server:
                     await server.wait_running()
                     async with connected(shop, f"127.0.0.1:{secure.getsockname()[1]}") as client:
                         assert (await client.get("/")).status == 200

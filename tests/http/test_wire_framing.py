@@ -284,7 +284,7 @@ async def test_an_app_that_never_answers_or_never_starts_is_a_500() -> None:
         [(b"x\r\nset-cookie", b"evil=1")],
         [(b"x", b"a\nset-cookie: evil=1")],
         [(b"location", b"/\0evil=1")],
-        [(b"keep-alive", b"timeout=1000")],
+        [(b"proxy-connection", b"keep-alive")],
         [(b"connection", b"evil=1")],
         [(b"transfer-encoding", b"evil=1")],
         [(b"content-length", b"5, evil=1")],

@@ -17,6 +17,7 @@ from trio.testing import wait_all_tasks_blocked
 from tests.http.feeding import head
 from tests.http.test_wire_framing import bare
 from trioserve import StaticFiles
+from trioserve.net import epoll_hub
 from trioserve.static.answers import Answer
 from trioserve.static.sendfile import WINDOW
 from trioserve.structure.context import ConnectionContext
@@ -47,18 +48,36 @@ async def called(scope: Any, receive: Any, send: Any) -> None:
     await send({"type": "http.response.body", "body": scope["path"].encode()})
 
 
+@pytest.fixture(autouse=True)
+def unhurried(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However slow the machine is, the hub has time to answer."""
+    monkeypatch.setattr(epoll_hub, "_BUSY_SECONDS", 60.0)
+
+
 @asynccontextmanager
 async def known(
     directory: Path, hub: str = "epoll", **settings: Any
 ) -> AsyncIterator[tuple[TestServer, RawClient, ConnectionContext]]:
     """A server that knows the files, a client, and its connection, which waits for the next request."""
-    files = StaticFiles(directory, fallthrough=called)
-    async with bare(files, hub=hub, lifespan="off", **settings) as server, server.connect() as client:
+    async with (
+        closing_files(StaticFiles(directory, fallthrough=called)) as files,
+        bare(files, hub=hub, lifespan="off", **settings) as server,
+        server.connect() as client,
+    ):
         for name in ("a.txt", "long.bin", "a.txt"):
             assert (await client.get(f"/{name}")).status == 200
         (connection,) = server.worker.context.connections
         await at_rest(connection)
         yield server, client, connection
+
+
+@asynccontextmanager
+async def closing_files(files: StaticFiles) -> AsyncIterator[StaticFiles]:
+    """Without a lifespan nobody else gives its descriptors back."""
+    try:
+        yield files
+    finally:
+        files.close()
 
 
 async def at_rest(connection: ConnectionContext) -> None:

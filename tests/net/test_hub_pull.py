@@ -28,6 +28,12 @@ def empty_socket(hub: Hub) -> Iterator[tuple[Watch, socket.socket, socket.socket
         watch.close()
 
 
+@pytest.fixture(autouse=True)
+def unhurried(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However slow the machine is, the hub has time."""
+    monkeypatch.setattr(epoll_hub, "_BUSY_SECONDS", 60.0)
+
+
 class Puller:
     """Reads what is there, as a transport does, and has enough when it has read that."""
 
@@ -152,7 +158,6 @@ async def test_when_its_time_is_up_the_hub_wakes_the_tasks_instead(monkeypatch: 
 @pytest.mark.parametrize("most", [1, 2, 64])
 async def test_all_have_read_before_the_first_goes_on(monkeypatch: pytest.MonkeyPatch, most: int) -> None:
     monkeypatch.setattr(epoll_hub, "_MOST_PULLED", most)
-    monkeypatch.setattr(epoll_hub, "_BUSY_SECONDS", 60.0)
     steps: list[str] = []
 
     def puller(sock: socket.socket, watch: Watch) -> Callable[[], Callable[[], bool]]:
@@ -304,10 +309,7 @@ async def run_torrent(hub: Hub, is_enough: Callable[[], bool]) -> Torrent:
         return torrent
 
 
-async def test_room_that_is_made_while_the_hub_writes_costs_no_turn_of_the_loop(
-    turns: list[int], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(epoll_hub, "_BUSY_SECONDS", 60.0)
+async def test_room_that_is_made_while_the_hub_writes_costs_no_turn_of_the_loop(turns: list[int]) -> None:
     seen: list[int] = []
 
     def is_enough() -> bool:
@@ -319,7 +321,10 @@ async def test_room_that_is_made_while_the_hub_writes_costs_no_turn_of_the_loop(
     assert len(set(seen)) < 100
 
 
-async def test_the_hub_gives_way_however_fast_a_peer_reads(turns: list[int]) -> None:
+async def test_the_hub_gives_way_however_fast_a_peer_reads(
+    turns: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(epoll_hub, "_BUSY_SECONDS", 0.002)
     async with running_hub("epoll") as hub:
         begun: list[int] = []
 
