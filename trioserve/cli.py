@@ -14,7 +14,7 @@ import logging
 import os
 import platform
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any, Literal
@@ -37,7 +37,10 @@ _EXAMPLE = "for example: trioserve --bind 0.0.0.0:8000 myapp.main:app"
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command and return its exit code."""
     try:
-        return _run(sys.argv[1:] if argv is None else argv)
+        run = _prepare(sys.argv[1:] if argv is None else argv)
+        # With its modules imported, there is something to clean up.
+        signals.interrupts_raise()
+        return run()
     except TrioserveError as error:
         explain(error)
         return error.exit_code
@@ -49,23 +52,22 @@ def main(argv: Sequence[str] | None = None) -> int:
         raise
 
 
-def _run(argv: Sequence[str]) -> int:
+def _prepare(argv: Sequence[str]) -> Callable[[], int]:
+    """Do what takes no server, and return the rest, which returns the exit code."""
     if argv and argv[0] == "ctl":
         from trioserve.supervisor.ctl import run_ctl
 
-        signals.interrupts_raise()
-        return run_ctl(argv[1:])
+        return lambda: run_ctl(argv[1:])
     if argv and argv[0] == "precompress":
         from trioserve.static.precompress import run_precompress
 
-        signals.interrupts_raise()
-        return run_precompress(argv[1:])
+        return lambda: run_precompress(argv[1:])
     config, wish = configure(argv, os.environ)
     if wish == "print":
         say(config_as_toml(config).rstrip("\n"))
     config.validate()
     if wish == "print":
-        return EXIT_OK
+        return lambda: EXIT_OK
     if wish == "check":
         # What is wrong with a value by itself, but shows only to who uses it.
         from trioserve.net.bind import check_binds
@@ -76,7 +78,7 @@ def _run(argv: Sequence[str]) -> int:
         for level, text in config.advice():
             say(f"{logging.getLevelName(level).lower()}: {text}", sys.stderr)
         say("configuration is valid")
-        return EXIT_OK
+        return lambda: EXIT_OK
     if not config.application_path:
         raise UsageError(f"no application given; {_EXAMPLE}")
     if _is_static(argv):
@@ -88,13 +90,11 @@ def _run(argv: Sequence[str]) -> int:
     if config.workers != 0 and CAN_SUPERVISE:
         from trioserve.supervisor.supervisor import run_supervisor
 
-        signals.interrupts_raise()
-        return run_supervisor(config, config.application_path, lambda: configure(argv, os.environ)[0])
+        return lambda: run_supervisor(config, config.application_path, lambda: configure(argv, os.environ)[0])
     # The worker pulls in the protocols: not wanted for --help, nor when the configuration is wrong.
     from trioserve.worker.command import run_command
 
-    signals.interrupts_raise()
-    return run_command(config, config.application_path)
+    return lambda: run_command(config, config.application_path)
 
 
 def configure(argv: Sequence[str], environment: Mapping[str, str]) -> tuple[Config, Wish]:

@@ -607,15 +607,25 @@ async def test_who_has_yet_to_take_over_is_not_upgraded(tmp_path: Path) -> None:
         assert await server.wait() == 0
 
 
-@pytest.mark.parametrize("succeeds", [False, True], ids=["failing", "succeeding"])
-async def test_a_reload_waits_for_the_end_of_an_upgrade(succeeds: bool, tmp_path: Path) -> None:
-    """The successor would not know of what it opens."""
-    may_start, config, added = tmp_path / "may-start", tmp_path / "server.toml", tmp_path / "added.sock"
+@asynccontextmanager
+async def rebindable(directory: Path) -> AsyncIterator[tuple[ServerProcess, Path, Path, Path]]:
+    """A server whose next workers start once the first of these files is there; the second has what it binds.
+
+    The third is a socket that it does not bind yet.
+    """
+    may_start, config, added = directory / "may-start", directory / "server.toml", directory / "added.sock"
     may_start.touch()
     config.write_text("bind = ['127.0.0.1:0']\n")
     env, app = {"MAY_START": str(may_start)}, "tests.e2e.dying:waits_to_start"
     async with supervised("-c", str(config), workers=1, app=app, bind=None, env=env) as server:
         may_start.unlink()
+        yield server, may_start, config, added
+
+
+@pytest.mark.parametrize("succeeds", [False, True], ids=["failing", "succeeding"])
+async def test_a_reload_waits_for_the_end_of_an_upgrade(succeeds: bool, tmp_path: Path) -> None:
+    """The successor would not know of what it opens."""
+    async with rebindable(tmp_path) as (server, may_start, config, added):
         server.send_signal(signal.SIGUSR2)
         successor = int((await server.stderr.wait_for(r"the new supervisor is pid (\d+)"))[1])
         await server.stderr.wait_for(rf"\[{successor}\] .*started, generation 1")
@@ -639,12 +649,7 @@ async def test_a_reload_waits_for_the_end_of_an_upgrade(succeeds: bool, tmp_path
 @pytest.mark.parametrize("outcome", ["failing", "succeeding", "stopping"])
 async def test_an_upgrade_waits_until_a_reload_is_decided(outcome: str, tmp_path: Path) -> None:
     """Of what is bound meanwhile it is not known whether it stays."""
-    may_start, config, added = tmp_path / "may-start", tmp_path / "server.toml", tmp_path / "added.sock"
-    may_start.touch()
-    config.write_text("bind = ['127.0.0.1:0']\n")
-    env, app = {"MAY_START": str(may_start)}, "tests.e2e.dying:waits_to_start"
-    async with supervised("-c", str(config), workers=1, app=app, bind=None, env=env) as server:
-        may_start.unlink()
+    async with rebindable(tmp_path) as (server, may_start, config, added):
         config.write_text(f"bind = ['127.0.0.1:0', 'unix:{added}']\n")
         server.send_signal(signal.SIGHUP)
         worker = int((await server.stderr.wait_for(r"worker 2 \(pid (\d+)\) started, generation 2"))[1])

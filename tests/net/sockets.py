@@ -5,8 +5,9 @@ from __future__ import annotations
 import resource
 import socket
 import struct
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
+from typing import Any
 
 import trio
 from trio.testing import wait_all_tasks_blocked
@@ -91,6 +92,37 @@ async def send_all(transport: Transport, data: bytes) -> None:
         rest = rest[sent:]
         if rest:
             await transport.watch.wait_writable()
+
+
+@asynccontextmanager
+async def parked(wait: Callable[..., Awaitable[None]], *args: Any) -> AsyncIterator[None]:
+    """The block runs when a task waits by `wait(*args)`, and has to do what lets it go on."""
+    with trio.fail_after(30):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(wait, *args)
+            await wait_all_tasks_blocked()
+            yield
+
+
+async def check_one_wake_up(
+    wait: Callable[[Callable[[], bool]], Awaitable[None]],
+    make_ready: Callable[[trio.CancelScope], Awaitable[None]],
+) -> None:
+    """What the hub calls in a task's place runs `on_hangup`, which may cancel that very task."""
+    scope = trio.CancelScope()
+
+    def cancel() -> bool:
+        scope.cancel()
+        return True
+
+    async def wait_in_scope() -> None:
+        with scope:
+            await wait(cancel)
+
+    async with parked(wait_in_scope):
+        await make_ready(scope)
+    assert scope.cancelled_caught
+    await wait_all_tasks_blocked()  # the hub goes on
 
 
 class Waiters:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import gc
 import socket
 import weakref
@@ -12,7 +13,7 @@ import pytest
 import trio
 from trio.testing import wait_all_tasks_blocked
 
-from tests.net.sockets import fill, reset, running_hub, tcp_pair, unix_pair
+from tests.net.sockets import check_one_wake_up, fill, parked, reset, running_hub, tcp_pair, unix_pair
 from trioserve.net import epoll_hub
 from trioserve.net.hub import Hub
 from trioserve.net.watch import Pull, Watch
@@ -93,11 +94,8 @@ async def test_a_fin_is_the_tasks_affair_and_so_is_a_reset() -> None:
         async with running_hub("epoll") as hub:
             with empty_socket(hub) as (watch, ours, peer):
                 puller = Puller(watch, ours, b"")
-                with trio.fail_after(30):
-                    async with trio.open_nursery() as nursery:
-                        nursery.start_soon(wait, watch, puller)
-                        await wait_all_tasks_blocked()
-                        end(peer)
+                async with parked(wait, watch, puller):
+                    end(peer)
                 assert puller.read == []
                 assert watch.hangup
                 assert watch.readable
@@ -107,38 +105,22 @@ async def test_a_pull_belongs_to_one_wait() -> None:
     async with running_hub("epoll") as hub:
         with empty_socket(hub) as (watch, ours, peer):
             puller = Puller(watch, ours, b"last")
-            with trio.fail_after(30):
-                with trio.move_on_after(0):
-                    await wait(watch, puller)
-                async with trio.open_nursery() as nursery:
-                    nursery.start_soon(wait, watch)
-                    await wait_all_tasks_blocked()
-                    peer.sendall(b"for the task")
+            with trio.move_on_after(0):
+                await wait(watch, puller)
+            async with parked(wait, watch):
+                peer.sendall(b"for the task")
             assert puller.read == []
             assert ours.recv(100) == b"for the task"
 
 
 async def test_a_pull_whose_task_is_cancelled_meanwhile_wakes_it_only_once() -> None:
-    """What a pull meets runs `on_hangup`, which may cancel the task that waits."""
     async with running_hub("epoll") as hub:
         with empty_socket(hub) as (watch, _ours, peer):
-            scope = trio.CancelScope()
 
-            def cancel() -> bool:
-                scope.cancel()
-                return True
+            async def send(_: trio.CancelScope) -> None:
+                peer.sendall(b"x")
 
-            async def wait_in_scope() -> None:
-                with scope:
-                    await wait(watch, cancel)
-
-            with trio.fail_after(30):
-                async with trio.open_nursery() as nursery:
-                    nursery.start_soon(wait_in_scope)
-                    await wait_all_tasks_blocked()
-                    peer.sendall(b"x")
-            assert scope.cancelled_caught
-            await wait_all_tasks_blocked()  # the hub goes on
+            await check_one_wake_up(functools.partial(wait, watch), send)
 
 
 async def test_when_its_time_is_up_the_hub_wakes_the_tasks_instead(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -147,11 +129,8 @@ async def test_when_its_time_is_up_the_hub_wakes_the_tasks_instead(monkeypatch: 
     async with running_hub("epoll") as hub:
         with empty_socket(hub) as (watch, ours, peer):
             puller = Puller(watch, ours, b"last")
-            with trio.fail_after(30):
-                async with trio.open_nursery() as nursery:
-                    nursery.start_soon(wait, watch, puller)
-                    await wait_all_tasks_blocked()
-                    peer.sendall(b"x")
+            async with parked(wait, watch, puller):
+                peer.sendall(b"x")
             assert puller.read == []
 
 
@@ -203,11 +182,8 @@ async def test_who_has_read_and_finds_no_time_left_is_woken() -> None:
                 hub._busy_until = 0.0  # type: ignore[attr-defined]
                 return lambda: bool(gone_on.append(True))
 
-            with trio.fail_after(30):
-                async with trio.open_nursery() as nursery:
-                    nursery.start_soon(wait, watch, pull)
-                    await wait_all_tasks_blocked()
-                    peer.sendall(b"x")
+            async with parked(wait, watch, pull):
+                peer.sendall(b"x")
             assert not gone_on
             assert watch.reader is None
 

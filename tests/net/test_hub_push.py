@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import gc
 import socket
 import weakref
@@ -13,7 +14,7 @@ import pytest
 import trio
 from trio.testing import wait_all_tasks_blocked
 
-from tests.net.sockets import HUBS, drain, fill, reset, running_hub, tcp_pair
+from tests.net.sockets import HUBS, check_one_wake_up, drain, fill, parked, reset, running_hub, tcp_pair
 from trioserve.net import epoll_hub
 from trioserve.net.hub import Hub
 from trioserve.net.watch import Watch
@@ -143,35 +144,19 @@ async def test_who_has_pushed_is_held_no_longer_than_the_wait() -> None:
 async def test_a_reset_is_met_by_the_push_and_ends_the_wait(hub: Hub) -> None:
     with full_socket(hub) as (watch, ours, peer):
         pusher = Pusher(ours, 99)
-        with trio.fail_after(30):
-            async with trio.open_nursery() as nursery:
-                nursery.start_soon(wait, watch, pusher)
-                await wait_all_tasks_blocked()
-                reset(peer)
+        async with parked(wait, watch, pusher):
+            reset(peer)
         assert pusher.calls == 1
 
 
 async def test_a_push_whose_task_is_cancelled_meanwhile_wakes_it_only_once() -> None:
-    """What a push meets runs `on_hangup`, which may cancel the task that waits."""
     async with running_hub("epoll") as hub:
         with full_socket(hub) as (watch, _ours, peer):
-            scope = trio.CancelScope()
 
-            def cancel() -> bool:
-                scope.cancel()
-                return True
+            async def make_room(scope: trio.CancelScope) -> None:
+                await drain_until(peer, lambda: scope.cancel_called)
 
-            async def wait_in_scope() -> None:
-                with scope:
-                    await wait(watch, cancel)
-
-            with trio.fail_after(30):
-                async with trio.open_nursery() as nursery:
-                    nursery.start_soon(wait_in_scope)
-                    await wait_all_tasks_blocked()
-                    await drain_until(peer, lambda: scope.cancel_called)
-            assert scope.cancelled_caught
-            await wait_all_tasks_blocked()  # the hub goes on
+            await check_one_wake_up(functools.partial(wait, watch), make_room)
 
 
 async def test_when_its_time_is_up_the_hub_wakes_the_tasks_instead(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -180,9 +165,6 @@ async def test_when_its_time_is_up_the_hub_wakes_the_tasks_instead(monkeypatch: 
     async with running_hub("epoll") as hub:
         with full_socket(hub) as (watch, ours, peer):
             pusher = Pusher(ours, 99)
-            with trio.fail_after(30):
-                async with trio.open_nursery() as nursery:
-                    nursery.start_soon(wait, watch, pusher)
-                    await wait_all_tasks_blocked()
-                    await drain_until(peer, lambda: watch.writer is None)
+            async with parked(wait, watch, pusher):
+                await drain_until(peer, lambda: watch.writer is None)
             assert pusher.calls == 0

@@ -13,14 +13,11 @@ import trio
 from trio.testing import wait_all_tasks_blocked
 
 from tests.net.sockets import receive_exactly, reset, running_hub, send_all, tcp_pair, waits
-from tests.net.tls_sockets import OpenSSL, certificates, sealed, tls_pair
+from tests.net.tls_sockets import SMALL, OpenSSL, certificates, receive_all_of, sealed, tls_pair
 from trioserve.net.certificates import Certificates
 from trioserve.net.ktls import KtlsTransport
 from trioserve.net.tls import RECORD_SIZE, HandshakeFailed, handshake, wait_hello
 from trioserve.net.transport import Transport
-
-# Of the kernel's, each way. Much smaller, and loopback waits for delayed acknowledgements.
-SMALL = 64 * 1024
 
 
 @pytest.fixture(params=["records", "ktls"])
@@ -32,15 +29,6 @@ def server(request: pytest.FixtureRequest) -> Certificates:
 @pytest.fixture(params=["1.2", "1.3"])
 def version(request: pytest.FixtureRequest) -> str:
     return str(request.param)
-
-
-async def receive_all_of(client: Any, size: int) -> bytes:
-    found = b""
-    while len(found) < size:
-        part = await client.receive()
-        assert part, f"the stream ended {size - len(found)} bytes early"
-        found += part
-    return found
 
 
 async def fill(transport: Transport) -> int:

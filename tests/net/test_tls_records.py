@@ -15,28 +15,25 @@ from trio.testing import wait_all_tasks_blocked
 
 from tests.net.sockets import fill as fill_socket
 from tests.net.sockets import receive_exactly, running_hub, send_all, tcp_pair, waits
-from tests.net.tls_sockets import OpenSSL, certificates, client_context, new_keys, sealed, tls_pair
+from tests.net.tls_sockets import (
+    SMALL,
+    OpenSSL,
+    certificates,
+    client_context,
+    new_keys,
+    receive_all_of,
+    sealed,
+    tls_pair,
+)
 from trioserve.net.certificates import Certificates
 from trioserve.net.tls import RECORD_SIZE, TlsFault, handshake
 from trioserve.net.tls_records import SILENT_RECORDS, RecordTransport
 from trioserve.net.transport import Transport
 
-# Of the kernel's, each way.
-SMALL = 64 * 1024
-
 
 @pytest.fixture
 def server() -> Certificates:
     return certificates()
-
-
-async def receive_all_of(client: Any, size: int) -> bytes:
-    found = b""
-    while len(found) < size:
-        part = await client.receive()
-        assert part, f"the stream ended {size - len(found)} bytes early"
-        found += part
-    return found
 
 
 async def empty(transport: Transport) -> None:

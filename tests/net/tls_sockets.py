@@ -10,6 +10,7 @@ import ssl
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 import trio
 import trustme
@@ -19,6 +20,9 @@ from trioserve.config import Config
 from trioserve.net.certificates import Certificates
 from trioserve.net.tls import TlsTransport, handshake, wait_hello
 from trioserve.testing import RawClient, development_certificate
+
+# Bytes that the kernel may hold, each way. Much smaller, and loopback waits for delayed acknowledgements.
+SMALL = 64 * 1024
 
 VERSIONS = {"1.2": ssl.TLSVersion.TLSv1_2, "1.3": ssl.TLSVersion.TLSv1_3}
 
@@ -63,6 +67,16 @@ async def tls_pair(
                 if not transport.watch.closed:
                     transport.close()
                 client.close()
+
+
+async def receive_all_of(client: Any, size: int) -> bytes:
+    """So many bytes of what a client is sent."""
+    found = b""
+    while len(found) < size:
+        part = await client.receive()
+        assert part, f"the stream ended {size - len(found)} bytes early"
+        found += part
+    return found
 
 
 class OpenSSL:

@@ -233,12 +233,8 @@ class FileWrapper:
 def _is_on_disk(file: Any) -> bool:
     try:
         return stat.S_ISREG(os.fstat(file.fileno()).st_mode)
-    except (
-        AttributeError,
-        OSError,
-        ValueError,
-    ):  # in memory, or closed: io.UnsupportedOperation is an OSError
-        return False
+    except (AttributeError, OSError, ValueError):
+        return False  # in memory, or closed: io.UnsupportedOperation is an OSError
 
 
 class _Response:

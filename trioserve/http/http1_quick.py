@@ -79,12 +79,11 @@ class QuickAnswers:
             OSError: the connection is broken.
         """
         connection = self._connection
-        if not self.has_head:
+        was_read, self.has_head = self.has_head, False
+        if not was_read:
             connection.requests += 1
         elif self.answer is None or connection.exchange is not None:
-            self.has_head = False
             return False
-        self.has_head = False
         self.answer = self.ask()  # also if `pull` has: nobody has held its file since
         return self._answer_at_once()
 

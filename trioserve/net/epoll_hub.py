@@ -124,9 +124,8 @@ class EpollWatch(Watch):
             self.closed = True
             self._read_request = None
             self._hub.forget(self.fd)
-            self.on_hangup = self.on_readable = self.on_writable = self.look_ahead = self._push = (
-                self.pull
-            ) = None
+            self.on_hangup = self.on_readable = self.on_writable = self.look_ahead = None
+            self._push = self.pull = None
             for name in ("reader", "writer", "hangup_waiter"):
                 task = getattr(self, name)
                 if task is not None:
@@ -201,15 +200,15 @@ class EpollHub:
                     pull = watch.pull
                     # A FIN behind the data is the task's to see: only it is told of a hangup before it reads.
                     if pull is None or mask != _DATA or monotonic() >= busy_until:
-                        wakes: bool | Callable[[], bool] = True
+                        is_over: bool | Callable[[], bool] = True
                     else:
-                        wakes = pull()
-                    if wakes is True:
+                        is_over = pull()
+                    if is_over is True:
                         if watch.reader is task:  # what was pulled may have ended the wait
                             watch.reader = None
                             reschedule(task, WOKEN)
-                    elif wakes is not False:
-                        pulled.append((watch, task, wakes))
+                    elif is_over is not False:
+                        pulled.append((watch, task, is_over))
                         if len(pulled) == _MOST_PULLED:
                             self._finish(pulled)
                 elif watch.on_readable is not None:

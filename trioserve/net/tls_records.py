@@ -129,6 +129,7 @@ class RecordTransport(TlsTransport):
     # -- reading ---------------------------------------------------------------------------------------------
 
     def _decrypt(self, size: int) -> bytes | None:
+        # Written flat: every read would pay for a call.
         if self._pending or self._ended:
             return self._take_pending(size)
         if self._choked and self._is_choked():
@@ -188,12 +189,14 @@ class RecordTransport(TlsTransport):
             self._unfed = unfed
             self._silent += 1
             if self._silent > SILENT_RECORDS:
-                self._write = _refuse  # OpenSSL would go on
-                return self._fail_to_read(
-                    TlsFault(errno.ECONNABORTED, f"TLS: {self._silent} records in a row without data")
-                )
+                return self._refuse_silence()
             if self._choked:
                 return None
+
+    def _refuse_silence(self) -> bytes | None:
+        self._write = _refuse  # OpenSSL would go on
+        what = f"TLS: {self._silent} records in a row without data"
+        return self._fail_to_read(TlsFault(errno.ECONNABORTED, what))
 
     def _take_pending(self, size: int) -> bytes | None:
         """What OpenSSL has decrypted already: no edge will tell of it."""

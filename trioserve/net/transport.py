@@ -174,6 +174,7 @@ class Transport:
         Raises:
             OSError: as `send_nowait`, of the head.
         """
+        # Not by way of the two methods above: every request for a larger file would pay for the calls.
         sock = self.sock
         size = len(head)
         try:
