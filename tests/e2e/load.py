@@ -89,9 +89,11 @@ class Load:
     async def wait_for(self, more: int) -> None:
         """Return once so many more requests have been answered."""
         goal = self.answered + more
-        with trio.fail_after(_PATIENCE):
+        with trio.move_on_after(_PATIENCE):
             while self.answered < goal:
                 await trio.sleep(0.01)
+            return
+        raise AssertionError(f"no {more} more within {_PATIENCE:g} s: {self}")
 
     def __str__(self) -> str:
         kinds = Counter(failure.error for failure in self.failures)

@@ -5,9 +5,11 @@ Every request is accounted for: what got no answer was on a connection of a work
 
 from __future__ import annotations
 
+import math
 import os
 import random
 import signal
+from collections import deque
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -18,6 +20,7 @@ import trio
 from tests.e2e.load import Load
 from tests.e2e.process import ServerProcess, serve_command
 from tests.e2e.test_supervisor import children, is_running, until
+from trioserve.supervisor.restart_policy import RestartLimits
 
 SECONDS = 30.0
 CONNECTIONS = 32
@@ -25,15 +28,21 @@ CONNECTIONS = 32
 # A kill is noticed by the clients of the killed at once; a machine that is busy takes its time.
 AFTERMATH = 2.0
 
+# Whoever sends signals to more young workers than this has the supervisor count them as failures of the app's, and
+# give up. Two fewer: when it notices an end is up to the machine.
+LIMITS = RestartLimits()
+MOST_SIGNALS = LIMITS.kills - 2
+
 pytestmark = pytest.mark.slow
 
 
 class Chaos:
-    """Does one thing after another to a server that is found by its pid file."""
+    """Does one thing after another to a server that is found by its pid file; what its policy bears, and no more."""
 
     def __init__(self, pid_file: Path, seed: int) -> None:
         self._pid_file = pid_file
         self._random = random.Random(seed)
+        self._signals: deque[float] = deque([-math.inf] * MOST_SIGNALS, maxlen=MOST_SIGNALS)
         self.done: list[str] = []
         self.kills: dict[int, float] = {}
 
@@ -42,11 +51,10 @@ class Chaos:
         return int(self._pid_file.read_text())
 
     async def do_something(self) -> None:
-        kills, others = (
-            [self.kill_worker] * 2,
-            [self.terminate_worker, self.reload, self.more, self.fewer, self.upgrade],
-        )
-        action: Callable[[], object] = self._random.choice([*kills, *others])
+        actions: list[Callable[[], object]] = [self.reload, self.more, self.fewer, self.upgrade]
+        if trio.current_time() - self._signals[0] > LIMITS.kills_period:
+            actions += [self.kill_worker, self.kill_worker, self.terminate_worker]
+        action = self._random.choice(actions)
         self.done.append(action.__name__)
         result = action()
         if hasattr(result, "__await__"):
@@ -57,13 +65,17 @@ class Chaos:
         if workers:
             victim = self._random.choice(workers)
             self.kills[victim] = trio.current_time()
-            os.kill(victim, signal.SIGKILL)
+            self._send(victim, signal.SIGKILL)
 
     def terminate_worker(self) -> None:
         """A drain, and not of the supervisor's doing."""
         workers = children(self.parent)
         if workers:
-            os.kill(self._random.choice(workers), signal.SIGTERM)
+            self._send(self._random.choice(workers), signal.SIGTERM)
+
+    def _send(self, worker: int, number: signal.Signals) -> None:
+        self._signals.append(trio.current_time())
+        os.kill(worker, number)
 
     def reload(self) -> None:
         os.kill(self.parent, signal.SIGHUP)
