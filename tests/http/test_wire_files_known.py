@@ -15,7 +15,7 @@ import trio
 from tests.http.feeding import head
 from tests.http.test_wire_framing import bare
 from trioserve import StaticFiles
-from trioserve.http import http1, http1_quick
+from trioserve.http import http1, http1_reader
 from trioserve.http.http1_exchange import Http1Exchange
 from trioserve.static.residency import PageCache
 from trioserve.static.sendfile import WINDOW
@@ -47,7 +47,7 @@ def exchanges(monkeypatch: pytest.MonkeyPatch) -> list[Http1Exchange]:
             super().__init__(*args)
             made.append(self)
 
-    for module in (http1, http1_quick):
+    for module in (http1, http1_reader):
         monkeypatch.setattr(module, "Http1Exchange", Noted)
     return made
 

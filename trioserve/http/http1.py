@@ -15,7 +15,7 @@ from trioserve.asgi.exchange import ResponseState
 from trioserve.errors import IncompleteResponse, RequestRefused, TaskLeak
 from trioserve.http.engine import Engine
 from trioserve.http.http1_exchange import Http1Exchange
-from trioserve.http.http1_quick import QuickAnswers
+from trioserve.http.http1_reader import RequestReader
 from trioserve.http.http1_websocket import serve_upgrade
 from trioserve.http.http_exchange import LATE_STATUS, log_exchange
 from trioserve.http.quick import find_quick
@@ -80,10 +80,10 @@ class Http1:
         task = connection.task
         app = worker.app
         admission = worker.admission
-        found = find_quick(app, worker.root_path)
-        quick = None if found is None else QuickAnswers(connection, engine, found)
+        quick = find_quick(app, worker.root_path)
+        reader = RequestReader(connection, engine, quick)
         answer = None
-        pull = quick.pull if quick is not None and admission is None else None
+        pull = reader.pull
         clock = worker.clock
         keep_alive = worker.timeouts.keep_alive
         most_requests = worker.limits.keep_alive_requests if keep_alive else 0
@@ -105,12 +105,11 @@ class Http1:
                     if worker.draining and connection.idle and not connection.may_get_last_request():
                         return
                     await watch.wait_readable(task, pull)
-                    if quick is not None:
-                        if quick.has_head:
-                            break
-                        data = quick.take()
-                        if data is not None:
-                            continue
+                    if reader.has_head:
+                        break
+                    data = reader.take()
+                    if data is not None:
+                        continue
                 elif not data:
                     return
                 elif connection.phase != "request_head" and engine.in_head:
@@ -122,8 +121,8 @@ class Http1:
 
             # -- run the app on it
             if quick is None:
-                connection.requests += 1
-            elif quick.answer_now():
+                reader.count()
+            elif reader.answer_now():
                 data = engine.leftover
                 if not data:
                     data = transport.recv_nowait() if watch.readable or worker.draining else None
@@ -131,7 +130,7 @@ class Http1:
                     await trio.lowlevel.checkpoint()
                 continue
             else:
-                answer, quick.answer = quick.answer, None
+                answer, reader.answer = reader.answer, None
             connection.phase = "request"
             connection.deadline = NEVER
             exchange: Http1Exchange | None = connection.exchange  # type: ignore[assignment]  # only this class sets it
@@ -144,9 +143,9 @@ class Http1:
             if admission is not None:
                 await admission.acquire()
                 exchange.admitted = True
-                if quick is not None and answer is not None:
+                if answer is not None:
                     # Nobody has held the file for it; if there was a wait, the cache may have closed it meanwhile.
-                    answer = quick.ask()
+                    answer = reader.ask()
             error: BaseException | None = None
             try:
                 if answer is None:

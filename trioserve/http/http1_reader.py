@@ -1,11 +1,11 @@
-"""Requests that are answered without running the app: it has the answer ready before there is a scope to ask with.
+"""Reading in the place of a connection's task: heads of requests, and what can be answered without running the app.
 
-`http1.py` has one `QuickAnswers` for each connection to such an app. While the connection's task waits for a request,
-the hub reads and answers in its place (`QuickAnswers.pull`): to wake a task for a file that is in memory costs as much
-as to answer. First all requests of a turn are read, then all answers are sent: so each part of the interpreter and of
-the kernel is used many times while it is in the processor's caches, and a client of many connections is woken once.
-Whatever is not over with that is the task's: it is woken, and goes on where this has stopped. Nothing in here waits,
-so there is nothing to cancel.
+`http1.py` has one `RequestReader` for each connection. While the connection's task waits for a request, the hub reads
+it in the task's place (`RequestReader.pull`), and where the app has its answer ready before there is a scope to ask
+with, sends that: to wake a task for a file that is in memory costs as much as to answer. All requests of a turn are
+read before the first of them is answered, here or by its task: so each part of the interpreter and of the kernel is
+used many times while it is in the processor's caches. Whatever is not over with that is the task's, which goes on where
+this has stopped. Nothing in here waits, so there is nothing to cancel.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ class _Sent(NamedTuple):
     response_bytes: int
 
 
-class QuickAnswers:
-    """Answers at once where that is possible, for one connection.
+class RequestReader:
+    """Reads the requests of one connection, and answers at once where that is possible.
 
     Attributes:
         answer: to the request whose head the engine has, if it has an answer which was not sent, or only in part.
@@ -42,19 +42,22 @@ class QuickAnswers:
     """
 
     __slots__ = (
-        "_ask", "_connection", "_data", "_engine", "_error", "_keep_alive", "_most_requests", "_root_path", "answer",
-        "has_head",
+        "_ask", "_asks_early", "_connection", "_data", "_engine", "_error", "_keep_alive", "_most_requests",
+        "_root_path", "answer", "has_head",
     )  # fmt: skip
 
-    def __init__(self, connection: ConnectionContext, engine: Engine, quick: Quick) -> None:
+    def __init__(self, connection: ConnectionContext, engine: Engine, quick: Quick | None) -> None:
         self._connection = connection
         self._engine = engine
-        self._ask, self._root_path = quick
+        self._ask = None if quick is None else quick[0]
+        self._root_path = "" if quick is None else quick[1]
         worker = connection.worker
-        self._keep_alive = worker.timeouts.keep_alive
         # A request that may have to wait for its place is the task's.
-        at_once = self._keep_alive and worker.admission is None
-        self._most_requests = worker.limits.keep_alive_requests if at_once else 0
+        self._asks_early = quick is not None and worker.admission is None
+        self._keep_alive = worker.timeouts.keep_alive
+        self._most_requests = (
+            worker.limits.keep_alive_requests if self._asks_early and self._keep_alive else 0
+        )
         self.answer: Answer | None = None
         self.has_head = False
         self._data: bytes | None = None
@@ -62,6 +65,8 @@ class QuickAnswers:
 
     def ask(self) -> Answer | None:
         """The answer to the request whose head the engine has."""
+        if self._ask is None:
+            return None
         engine = self._engine
         fields: Mapping[bytes, bytes] | None = engine.fields
         if fields is None:
@@ -78,14 +83,20 @@ class QuickAnswers:
         Raises:
             OSError: the connection is broken.
         """
-        connection = self._connection
-        was_read, self.has_head = self.has_head, False
-        if not was_read:
-            connection.requests += 1
-        elif self.answer is None or connection.exchange is not None:
+        if self.count() and (
+            self._connection.exchange is not None or (self.answer is None and self._asks_early)
+        ):
             return False
         self.answer = self.ask()  # also if `pull` has: nobody has held its file since
         return self._answer_at_once()
+
+    def count(self) -> bool:
+        """Count the request whose head the engine has, if `pull` has not; True if it has."""
+        if self.has_head:
+            self.has_head = False
+            return True
+        self._connection.requests += 1
+        return False
 
     def _answer_at_once(self) -> bool:
         answer = self.answer
@@ -156,9 +167,11 @@ class QuickAnswers:
                 self._data = data  # no head, or a body behind it: there may be more to wait for
             elif self._engine.receive_head(data):
                 self._connection.requests += 1
-                self.answer = answer = self.ask()
+                if self._asks_early:
+                    self.answer = self.ask()
                 self.has_head = True
-                return True if answer is None else self._send
+                if self.answer is not None:
+                    return self._send
         except BaseException as error:  # to be judged as the task's; here it would be the end of the hub
             self._error = error
         return True
