@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import trio
+import trio.testing
 
 import trioserve.asgi.exchange
 from tests.http.feeding import head
@@ -31,6 +32,13 @@ def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     if request.param == "reading":
         monkeypatch.setattr(Transport, "sends_files", False)
     return str(request.param)
+
+
+@pytest.fixture
+def autojump_clock(autojump_clock: trio.testing.MockClock) -> trio.testing.MockClock:
+    """A window of 4 KiB that has closed is opened again by the kernel's probes, 200 ms later at the earliest."""
+    autojump_clock.autojump_threshold = 0.3
+    return autojump_clock
 
 
 @pytest.fixture
