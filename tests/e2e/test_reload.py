@@ -166,7 +166,8 @@ async def test_a_startup_that_hangs_does_not_hold_up_the_next_change(project: Pr
         await server.stdout.wait_for("hanging")
         project.save("two")
         await served(server, "two")
-        assert "overtaken by another change" in server.stderr.text
+        assert "[INFO] this reload is given up: overtaken by another change" in server.stderr.text
+        assert "[ERROR]" not in server.stderr.text
 
 
 # -- a broken app --------------------------------------------------------------------------------------------

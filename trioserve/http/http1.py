@@ -84,6 +84,7 @@ class Http1:
         reader = RequestReader(connection, engine, quick)
         answer = None
         pull = reader.pull
+        outbox = transport.outbox
         clock = worker.clock
         keep_alive = worker.timeouts.keep_alive
         most_requests = worker.limits.keep_alive_requests if keep_alive else 0
@@ -107,6 +108,8 @@ class Http1:
                     await watch.wait_readable(task, pull)
                     if reader.has_head:
                         break
+                    if connection.exchange is not None:
+                        await self._finish_posted()
                     data = reader.take()
                     if data is not None:
                         continue
@@ -118,10 +121,15 @@ class Http1:
                     # TLS in records of a byte or so: each a read, and thousands may be here already.
                     await trio.lowlevel.checkpoint()
                 data = transport.recv_nowait() if watch.readable or worker.draining else None
+                if data and outbox.is_open:
+                    await self._finish_posted()
 
             # -- run the app on it
             if quick is None:
-                reader.count()
+                if reader.has_head:
+                    reader.has_head = False
+                else:
+                    connection.requests += 1
             elif reader.answer_now():
                 data = engine.leftover
                 if not data:
@@ -204,8 +212,25 @@ class Http1:
             if not data:
                 data = transport.recv_nowait() if watch.readable or worker.draining else None
             if data:
+                if outbox.is_open:
+                    await self._finish_posted()
                 # Here already: there will be no wait, so give way, and let the new context take effect.
                 await trio.lowlevel.checkpoint()
+
+    async def _finish_posted(self) -> None:
+        """Before anything else is written: send what the outbox has for this connection, or the kernel did not take.
+
+        Raises:
+            OSError: the connection is broken.
+        """
+        connection = self.connection
+        connection.transport.outbox.flush()
+        exchange = self.exchange
+        if exchange is not None:
+            await exchange.wire_flush()
+            connection.exchange = None
+            worker = connection.worker
+            connection.start_phase("keep_alive", worker.clock() + worker.timeouts.keep_alive)
 
     def _discard_body(self) -> bool:
         """Throw away what is left of the request body; False if it is too much or not here yet."""

@@ -111,12 +111,35 @@ class Http1Exchange(Http1Request):
             return self.wire_write_queue()
         data = self._head(framing, body)
         self._complete(size)
+        outbox = self.transport.outbox
+        if outbox.is_open and self.keep_alive:
+            self.completed_at = self.head_at or 0.0
+            outbox.post(self._send_posted, data)
+            return False
         sent = self.transport.send_nowait(data)
         if sent == len(data):
             self.completed_at = self.head_at or 0.0
             return False
         self.queue.append(memoryview(data)[sent:])
         return True
+
+    def _send_posted(self, data: bytes) -> None:
+        """Called by the outbox: the response is complete, and the app may have ended, but its peer may not read."""
+        connection = self.connection
+        watch = self.transport.watch
+        try:
+            sent = self.transport.send_nowait(data)
+        except OSError:  # of which `broken` tells
+            watch.wake_reader()
+            return
+        if sent == len(data):
+            return
+        self.queue.append(memoryview(data)[sent:])
+        if connection.exchange is None:
+            connection.exchange = self  # again, until its task has sent the rest
+            watch.wake_reader()
+        else:
+            self.wire_resume()
 
     def _head(self, framing: bytes, body: bytes, *, more: bool = False) -> bytes:
         """The whole head with the framing and the `Connection` field that it needs, and `body` behind it."""

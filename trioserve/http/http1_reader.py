@@ -38,7 +38,8 @@ class RequestReader:
 
     Attributes:
         answer: to the request whose head the engine has, if it has an answer which was not sent, or only in part.
-        has_head: `pull` has read a whole head, which is not to be read again; `answer` is what was found then.
+        has_head: `pull` has read a whole head and counted the request; `answer` is what was found then. The task takes
+            this back.
     """
 
     __slots__ = (
@@ -83,20 +84,14 @@ class RequestReader:
         Raises:
             OSError: the connection is broken.
         """
-        if self.count() and (
-            self._connection.exchange is not None or (self.answer is None and self._asks_early)
-        ):
+        connection = self._connection
+        was_read, self.has_head = self.has_head, False
+        if not was_read:
+            connection.requests += 1
+        elif connection.exchange is not None or (self.answer is None and self._asks_early):
             return False
         self.answer = self.ask()  # also if `pull` has: nobody has held its file since
         return self._answer_at_once()
-
-    def count(self) -> bool:
-        """Count the request whose head the engine has, if `pull` has not; True if it has."""
-        if self.has_head:
-            self.has_head = False
-            return True
-        self._connection.requests += 1
-        return False
 
     def _answer_at_once(self) -> bool:
         answer = self.answer

@@ -2,7 +2,8 @@
 
 That epoll is itself the only descriptor trio waits for. A ready descriptor wakes its task through
 `trio.lowlevel.reschedule`; where what a task waits for can be done without it (`wait_writable(push)`,
-`wait_readable(pull=...)`), the hub does it in its place.
+`wait_readable(pull=...)`), the hub does it in its place. Where it has woken several tasks it sends their responses
+together (`outbox.py`).
 Cancelling a wait leaves the descriptor watched and the hub consistent; cancelling `run()` stops all wake-ups.
 """
 
@@ -20,6 +21,7 @@ import outcome
 import trio
 from trio.lowlevel import Abort, Task, current_task, reschedule, wait_task_rescheduled
 
+from trioserve.net.outbox import Outbox
 from trioserve.net.watch import WOKEN, Pull, Watch
 
 # Enough for a full turn of a busy worker; more would only lengthen the turn before tasks run.
@@ -30,6 +32,9 @@ _BUSY_SECONDS = 0.002
 
 # How many may have read before the first of them goes on: enough to gain by it, and a wait of less than a millisecond.
 _MOST_PULLED = 64
+
+# From so many requests in a turn on it is worth two turns of trio's loop to send their responses together.
+_ENOUGH_TO_POST = 6
 
 if hasattr(select, "epoll"):
     _EPOLLOUT = select.EPOLLOUT
@@ -53,6 +58,10 @@ class EpollWatch(Watch):
         self._read_request: Any = None
         self._push: Callable[[], bool] | None = None  # of the task that waits to write
         self.pull: Pull | None = None  # of the reader
+
+    @property
+    def outbox(self) -> Outbox:
+        return self._hub.outbox
 
     @types.coroutine
     def wait_readable(self, task: Task | None = None, pull: Pull | None = None) -> Generator[Any, Any, None]:
@@ -136,7 +145,11 @@ class EpollWatch(Watch):
 
 
 class EpollHub:
-    """One edge-triggered epoll for all of a worker's connections (epoll(7))."""
+    """One edge-triggered epoll for all of a worker's connections (epoll(7)).
+
+    Attributes:
+        outbox: what is sent once the tasks have run that this turn has woken.
+    """
 
     calls_on_writable: ClassVar[bool] = EpollWatch.calls_on_writable
 
@@ -144,6 +157,8 @@ class EpollHub:
         self._epoll = select.epoll()
         self._watched: dict[int, EpollWatch] = {}
         self._busy_until = 0.0  # the end of this turn's time for reading and writing
+        self.outbox = Outbox()
+        self._woken = 0  # tasks in this turn for which the hub has read
 
     def __repr__(self) -> str:
         return f"<EpollHub watching {len(self._watched)}>"
@@ -179,8 +194,23 @@ class EpollHub:
             await trio.lowlevel.wait_readable(epoll_fd)
             self._busy_until = time.monotonic() + _BUSY_SECONDS
             # A peer that reads fast has often made room again meanwhile: a turn of trio's loop costs more than a look.
+            self._woken = 0
             while dispatch(poll(0, _EVENTS_PER_POLL)):
                 pass
+            if self._woken >= _ENOUGH_TO_POST:
+                await self._let_post()
+
+    async def _let_post(self) -> None:
+        """Have those run who were woken, and send what they post."""
+        outbox = self.outbox
+        outbox.open()
+        try:
+            # All of them run in the next turn of trio's loop, before or after this task; it follows in the one after.
+            await trio.lowlevel.checkpoint()
+            if outbox.posted < self._woken:
+                await trio.lowlevel.checkpoint()
+        finally:
+            outbox.close()
 
     def _dispatch(self, events: list[tuple[int, int]]) -> bool:
         """Deal with what has come; True if that was room to write, used up already, and nothing else."""
@@ -203,6 +233,8 @@ class EpollHub:
                         is_over: bool | Callable[[], bool] = True
                     else:
                         is_over = pull()
+                        if is_over is True:
+                            self._woken += 1
                     if is_over is True:
                         if watch.reader is task:  # what was pulled may have ended the wait
                             watch.reader = None

@@ -225,6 +225,7 @@ class TlsTransport(Transport):
         self._unwrap()
 
     def shutdown_write(self) -> None:
+        self.outbox.flush()
         self.say_goodbye()
         try:
             # Not the method of a wrapped socket, which would forget its TLS.
@@ -242,6 +243,7 @@ class TlsTransport(Transport):
 
     def close(self) -> None:
         if not self.watch.closed:
+            self.outbox.flush()
             self.say_goodbye()
         super().close()
 

@@ -48,11 +48,12 @@ class Transport:
         watch: its readiness in the hub.
         broken: the first error that ended reading or writing, or None.
         bytes_read, bytes_written: totals over the connection.
+        outbox: where a response may be left that need not be sent at once; who ends the connection sends it before.
         sends_files: the kernel can send a file by itself (`sendfile_nowait`); otherwise its bytes must be read and
             written.
     """
 
-    __slots__ = ("_taken", "broken", "bytes_read", "bytes_written", "sock", "watch")
+    __slots__ = ("_taken", "broken", "bytes_read", "bytes_written", "outbox", "sock", "watch")
 
     # No property: it is asked for every file.
     sends_files: bool = _HAS_SENDFILE
@@ -60,6 +61,7 @@ class Transport:
     def __init__(self, sock: socket.socket, watch: Watch) -> None:
         self.sock = sock
         self.watch = watch
+        self.outbox = watch.outbox
         self.broken: OSError | None = None
         self.bytes_read = 0
         self.bytes_written = 0
@@ -229,6 +231,7 @@ class Transport:
 
     def shutdown_write(self) -> None:
         """Send our FIN; the peer may go on sending. Does nothing on a connection that is gone."""
+        self.outbox.flush()
         try:
             self.sock.shutdown(socket.SHUT_WR)
         except OSError as error:
@@ -236,11 +239,13 @@ class Transport:
 
     def close(self) -> None:
         """Stop watching and close; what the kernel still holds is sent in the background."""
+        self.outbox.flush()
         self.watch.close()
         self.sock.close()
 
     def abort(self) -> None:
         """Close with RST, so that the peer cannot take a truncated response for a whole one (SO_LINGER, socket(7))."""
+        self.outbox.flush()
         self.watch.close()
         try:
             self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))

@@ -17,6 +17,8 @@ import outcome
 import trio
 from trio.lowlevel import Task, reschedule
 
+from trioserve.net.outbox import NO_OUTBOX, Outbox
+
 #: what `wait_readable` may be given
 Pull = Callable[[], "bool | Callable[[], bool]"]
 
@@ -80,6 +82,11 @@ class Watch:
         self.look_ahead: Callable[[], bool] | None = None
         self.reads_when_writable = False
         self.writes_when_readable = False
+
+    @property
+    def outbox(self) -> Outbox:
+        """The hub's."""
+        return NO_OUTBOX
 
     @property
     def writer(self) -> Task | None:

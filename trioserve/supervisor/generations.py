@@ -16,6 +16,9 @@ from trioserve.supervisor.worker_process import Orders, WorkerProcess, WorkerSta
 
 _RELOAD = "reload"
 
+#: the error of a rollout that was given up for the next one: nothing is wrong
+SUPERSEDED = "overtaken by another change"
+
 
 @dataclass(slots=True)
 class Rollout:

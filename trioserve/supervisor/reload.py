@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import trio
 
 from trioserve.structure.error_tree import find_leaf
+from trioserve.supervisor.generations import SUPERSEDED
 
 if TYPE_CHECKING:
     from trioserve.supervisor.supervisor import Supervisor
@@ -83,7 +84,7 @@ class Reloader:
         await self.watch.wait_changed()
         pool = self._supervisor.pool
         while True:
-            pool.supersede_rollout("overtaken by another change")
+            pool.supersede_rollout(SUPERSEDED)
             await pool.wait_change()
 
 

@@ -19,6 +19,7 @@ import trio
 
 from trioserve.config import Config
 from trioserve.errors import ConfigError, TrioserveError
+from trioserve.supervisor.generations import SUPERSEDED
 from trioserve.supervisor.restart_policy import GiveUp
 from trioserve.supervisor.worker_process import Orders, packed
 
@@ -158,6 +159,8 @@ class Renewals:
             supervisor.pool.abandon(supervisor.store.drop_others(supervisor.config))
         if supervisor.state == "draining":
             supervisor.log.info("the reload ends with the server")
+        elif error == SUPERSEDED:
+            supervisor.log.info("this reload is given up: %s", error)
         elif error:
             state = "serving on as before" if supervisor.pool.ready() else "waiting for the next change"
             supervisor.log.error("reload failed, %s: %s", state, error)
