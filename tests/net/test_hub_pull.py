@@ -136,7 +136,7 @@ async def test_when_its_time_is_up_the_hub_wakes_the_tasks_instead(monkeypatch: 
 
 @pytest.mark.parametrize("most", [1, 2, 64])
 async def test_all_have_read_before_the_first_goes_on(monkeypatch: pytest.MonkeyPatch, most: int) -> None:
-    monkeypatch.setattr(epoll_hub, "_MOST_PULLED", most)
+    monkeypatch.setattr(epoll_hub, "_EVENTS_PER_POLL", most)
     steps: list[str] = []
 
     def puller(sock: socket.socket, watch: Watch) -> Callable[[], Callable[[], bool]]:
