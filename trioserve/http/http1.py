@@ -85,6 +85,7 @@ class Http1:
         answer = None
         pull = reader.pull
         outbox = transport.outbox
+        turn = 0  # of the outbox, when the last request was over
         clock = worker.clock
         keep_alive = worker.timeouts.keep_alive
         most_requests = worker.limits.keep_alive_requests if keep_alive else 0
@@ -121,7 +122,7 @@ class Http1:
                     # TLS in records of a byte or so: each a read, and thousands may be here already.
                     await trio.lowlevel.checkpoint()
                 data = transport.recv_nowait() if watch.readable or worker.draining else None
-                if data and outbox.is_open:
+                if data and outbox.is_open and outbox.turn == turn:
                     await self._finish_posted()
 
             # -- run the app on it
@@ -208,6 +209,7 @@ class Http1:
                 worker.deadlines.arm(connection)
             # A fresh copy of the lifespan's context per request; it takes effect when this task next resumes.
             task.context = new_context()
+            turn = outbox.turn
             data = engine.leftover
             if not data:
                 data = transport.recv_nowait() if watch.readable or worker.draining else None

@@ -24,13 +24,15 @@ class Outbox:
     Attributes:
         is_open: responses may be posted.
         posted: how many were since it was opened.
+        turn: how often it was opened.
     """
 
-    __slots__ = ("_posts", "is_open", "posted")
+    __slots__ = ("_posts", "is_open", "posted", "turn")
 
     def __init__(self) -> None:
         self.is_open = False
         self.posted = 0
+        self.turn = 0
         self._posts: list[tuple[Callable[[bytes], None], bytes]] = []
 
     def __repr__(self) -> str:
@@ -40,6 +42,7 @@ class Outbox:
         """From now on responses may be posted."""
         self.is_open = True
         self.posted = 0
+        self.turn += 1
 
     def post(self, send: Callable[[bytes], None], data: bytes) -> None:
         """Have `send(data)` called, soon; it must not raise."""
