@@ -212,6 +212,18 @@ async def test_empty_lines_before_a_request(directory: Path, engine: str, hub: s
         assert (await client.read_response()).body == TEXT
 
 
+async def test_a_part_of_a_head_behind_empty_lines_begins_its_phase(
+    directory: Path, engine: str, hub: str
+) -> None:
+    async with known(directory, hub, http_engine=engine) as (_server, client, connection):
+        await client.send(b"\r\n\r\nGET /a")
+        with trio.fail_after(30):
+            while connection.phase != "request_head":
+                await trio.lowlevel.checkpoint()
+        await client.send(b".txt HTTP/1.1\r\nHost: a\r\n\r\n")
+        assert (await client.read_response()).body == TEXT
+
+
 async def test_several_requests_at_once_are_answered_in_order(directory: Path, engine: str, hub: str) -> None:
     async with known(directory, hub, http_engine=engine) as (_server, client, _connection):
         paths = ["a.txt", "a.txt", "else", "long.bin", "a.txt", "else", "else", "a.txt", "a.txt"]

@@ -18,7 +18,7 @@ from trioserve.structure.context import Limits
 
 Headers = list[tuple[bytes, bytes]]
 
-_END_OF_HEAD = b"\r\n\r\n"
+END_OF_HEAD = b"\r\n\r\n"
 _CR = 13
 
 # RFC 9110 section 5.6.2: token. Also the grammar of method and field names.
@@ -119,7 +119,7 @@ class Engine:
         # Written flat: every call in here is paid by every request.
         if self._pending:
             return self._receive_in_parts(data)
-        end = data.find(_END_OF_HEAD) + 4
+        end = data.find(END_OF_HEAD) + 4
         if end <= 4:
             return self._receive_in_parts(data)
         limits = self._limits
@@ -180,7 +180,7 @@ class Engine:
             if not self._skip_empty_lines():
                 return False
             searched = 0
-        if pending.find(_END_OF_HEAD, searched) < 0:
+        if pending.find(END_OF_HEAD, searched) < 0:
             self._check_part()
             return False
         whole = bytes(pending)

@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
-from trioserve.http.engine import Engine
+from trioserve.http.engine import END_OF_HEAD, Engine
 from trioserve.http.http1_exchange import Http1Exchange
 from trioserve.http.http_exchange import log_exchange
 from trioserve.http.quick import Quick
@@ -158,8 +158,8 @@ class RequestReader:
             data = self._connection.transport.recv_nowait()
             if data is None:
                 return False
-            if not data.endswith(b"\r\n\r\n"):
-                self._data = data  # no head, or a body behind it: there may be more to wait for
+            if not data.endswith(END_OF_HEAD) and (END_OF_HEAD not in data or data.startswith(b"\r")):
+                self._data = data  # a part of a head, whose phase is the task's to begin
             elif self._engine.receive_head(data):
                 self._connection.requests += 1
                 if self._asks_early:
