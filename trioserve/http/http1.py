@@ -105,6 +105,7 @@ class Http1:
             while not data or not engine.receive_head(data):
                 if data is None:
                     if worker.draining and connection.idle and not connection.may_get_last_request():
+                        await self._finish_posted()
                         return
                     await watch.wait_readable(task, pull)
                     if reader.has_head:
@@ -114,7 +115,10 @@ class Http1:
                     data = reader.take()
                     if data is not None:
                         continue
+                    if transport.broken is not None:
+                        return  # what was posted could not be sent: nothing may follow
                 elif not data:
+                    await self._finish_posted()  # the peer may have ended its side only, and read on
                     return
                 elif connection.phase != "request_head" and engine.in_head:
                     connection.start_phase("request_head", clock() + worker.timeouts.request_head)
@@ -258,6 +262,7 @@ class Http1:
     async def _settle(self, exchange: Http1Exchange, error: BaseException | None) -> bool:
         """The app has ended, but something is left to do or wrong; True if the connection may go on."""
         connection = self.connection
+        connection.transport.outbox.flush()  # what the kernel does not take is in the exchange's queue then
         if error is None:
             error = self._unfinished_business(exchange)
         elif is_cancellation(error):
@@ -353,6 +358,7 @@ class Http1:
 
     def end(self) -> None:
         """Take the exchange off the books."""
+        self.connection.transport.outbox.flush()  # closing would: an exchange that is back then would stay
         exchange = self.exchange
         if exchange is not None:
             worker = self.connection.worker
@@ -424,6 +430,7 @@ class Http1:
 
         `status` is ours where we answer in the app's stead; otherwise it is the app's.
         """
-        if self.connection.worker.access_log is not None:
+        exchange = self.exchange
+        if self.connection.worker.access_log is not None and (exchange is None or not exchange.is_logged):
             request = self.engine.request_facts()
-            log_exchange(self.connection, request, self.exchange, outcome, error, status=status)
+            log_exchange(self.connection, request, exchange, outcome, error, status=status)

@@ -135,8 +135,12 @@ class Http1Exchange(Http1Request):
         if sent == len(data):
             return
         self.queue.append(memoryview(data)[sent:])
+        self.completed_at = 0.0
         if connection.exchange is None:
-            connection.exchange = self  # again, until its task has sent the rest
+            # Again, until its task has sent the rest. All else is done.
+            connection.exchange = self
+            self.admitted = False
+            self.is_logged = True
             watch.wake_reader()
         else:
             self.wire_resume()

@@ -35,6 +35,7 @@ class HttpExchange(Exchange):
         refusal: why the request body could not be read on (malformed, too large), or None.
         told_gone: `receive()` has said `http.disconnect` although the response was not complete.
         admitted: it holds a place of `max_concurrent_requests`.
+        is_logged: it has its line in the access log.
     """
 
     started_at: float
@@ -42,6 +43,7 @@ class HttpExchange(Exchange):
     refusal: RequestRefused | None = None
     told_gone = False
     admitted = False
+    is_logged = False
     _is_head: bool
     _body_waited = 0.0
     _body_deadline = 0.0  # while a task waits for the body

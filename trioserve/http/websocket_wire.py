@@ -81,6 +81,7 @@ class WebSocketWire(WebSocketSession):
     #: for the boundary, which asks exchanges: nothing of these can happen to a session
     refusal = None
     admitted = False
+    is_logged = False
     #: for the boundary: an error of the app's is row W1
     is_websocket = True
     response_started = True
