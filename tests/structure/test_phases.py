@@ -244,6 +244,21 @@ async def test_keep_alive_begins_when_the_response_is_complete(autojump_clock: A
         assert await ends_after(client, 5) == b""
 
 
+async def test_an_app_that_goes_on_after_its_response_takes_nothing_off_keep_alive(
+    autojump_clock: Any,
+) -> None:
+    async def diligent(scope: Any, receive: Any, send: Any) -> None:
+        await respond(send)
+        await trio.sleep(20)
+
+    async with talking(diligent, keep_alive_timeout=5) as (server, client):
+        assert (await client.get()).status == 200
+        await trio.sleep(24)
+        assert (await client.get()).status == 200
+        assert late(server) == {}
+        assert await ends_after(client, 25) == b""
+
+
 async def test_keep_alive_zero_closes_after_each_response(autojump_clock: Any) -> None:
     async with talking(hello, keep_alive_timeout=0) as (_, client):
         response = await client.get()

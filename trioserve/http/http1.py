@@ -210,6 +210,8 @@ class Http1:
             # A response that left in one piece was complete when its head was written: one look at the clock less.
             connection.deadline = deadline = (exchange.completed_at or clock()) + keep_alive
             if deadline < connection.armed_at:
+                # The app may have gone on for long after its response.
+                connection.deadline = clock() + keep_alive
                 worker.deadlines.arm(connection)
             # A fresh copy of the lifespan's context per request; it takes effect when this task next resumes.
             task.context = new_context()
