@@ -17,6 +17,7 @@ from tests.http.feeding import head
 from tests.http.test_wire_framing import App, bare
 from tests.http.test_wire_quick import Log, at_rest
 from trioserve.net import epoll_hub
+from trioserve.observe.in_flight import InFlightTable
 from trioserve.structure.context import ConnectionContext
 from trioserve.testing import RawClient, TestServer
 
@@ -79,7 +80,9 @@ class Served:
 
 
 @asynccontextmanager
-async def serving_at_rest(app: App, count: int = 1, **settings: Any) -> AsyncIterator[Served]:
+async def serving_at_rest(
+    app: App, count: int = 1, in_flight: InFlightTable | None = None, **settings: Any
+) -> AsyncIterator[Served]:
     async def gated(scope: Any, receive: Any, send: Any) -> None:
         if scope["path"] == "/warm":
             await respond(send, b"warm")
@@ -90,6 +93,8 @@ async def serving_at_rest(app: App, count: int = 1, **settings: Any) -> AsyncIte
         bare(gated, hub="epoll", lifespan="off", **settings) as server,
         AsyncExitStack() as stack,
     ):
+        if in_flight is not None:
+            server.worker.context.in_flight_table = InFlightTable.attach(in_flight.fd)
         clients = []
         for _ in range(count):
             clients.append(await stack.enter_async_context(server.connect(receive_buffer=4096)))
@@ -266,6 +271,24 @@ async def test_an_app_that_goes_on_after_its_response_holds_nothing_up(posting: 
         assert served.connection.exchange is not None
         go.set()
         assert (await served.client.get("/warm")).body == b"warm"
+
+
+async def test_a_request_is_in_flight_until_its_response_is_with_the_kernel() -> None:
+    """So that the supervisor names it if the process dies before."""
+    table = InFlightTable.create()
+    try:
+        async with serving_at_rest(streaming, in_flight=table) as served:
+            with held_open(served):
+                await leave_posted(served)
+                assert [request.path for request in table.read()] == ["/first"]
+                served.connection.transport.outbox.flush()
+                assert table.read() == []
+                assert (await served.client.read_response()).body == b"first"
+            assert (await served.client.get("/second")).body == b"second"
+            await at_rest(served.connection)
+            assert table.read() == []
+    finally:
+        table.close()
 
 
 async def test_an_idle_connection_holds_nothing_of_its_last_request(posting: None) -> None:

@@ -195,7 +195,7 @@ class Http1:
             if worker.access_log is not None:
                 self.log("complete" if not watch.reset else "peer gone")
             connection.exchange = None
-            if slot is not None:
+            if slot is not None and not exchange.is_posted:
                 whole_cell.value = NO_REQUEST
             scope = answer = None  # an idle connection holds nothing of the app's
             if admission is not None:

@@ -48,9 +48,11 @@ class Http1Exchange(Http1Request):
 
     Attributes:
         completed_at: when a response that left in one piece was complete (trio's clock); 0 for others.
+        is_posted: the response waits in the outbox; until then the request stays in the table of those in flight.
     """
 
     completed_at = 0.0
+    is_posted = False
     queued = 0
     _block = b""
     _flags = 0
@@ -114,6 +116,7 @@ class Http1Exchange(Http1Request):
         outbox = self.transport.outbox
         if outbox.is_open and self.keep_alive:
             self.completed_at = self.head_at or 0.0
+            self.is_posted = True
             outbox.post(self._send_posted, data)
             return False
         sent = self.transport.send_nowait(data)
@@ -127,6 +130,9 @@ class Http1Exchange(Http1Request):
         """Called by the outbox: the response is complete, and the app may have ended, but its peer may not read."""
         connection = self.connection
         watch = self.transport.watch
+        self.is_posted = False
+        if connection.slot is not None and connection.exchange is not self:
+            connection.slot.clear()
         try:
             sent = self.transport.send_nowait(data)
         except OSError:  # of which `broken` tells
