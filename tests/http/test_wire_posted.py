@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import socket
+import sys
 import weakref
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
@@ -295,11 +296,14 @@ async def test_an_idle_connection_holds_nothing_of_its_last_request(posting: Non
     class Resource:
         pass
 
-    gone: list[weakref.ref[Resource]] = []
+    gone: list[weakref.ref[Any]] = []
+    fields: list[Any] = []
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
         scope["state"]["resource"] = resource = Resource()
         gone.append(weakref.ref(resource))
+        gone.append(weakref.ref(served.connection.exchange))
+        fields.append(scope["headers"])
         await respond(send, b"whole")
 
     async with serving_at_rest(app) as served:
@@ -309,7 +313,9 @@ async def test_an_idle_connection_holds_nothing_of_its_last_request(posting: Non
             served.ask()
             assert (await served.client.read_response()).body == b"whole"
             await at_rest(served.connection)
-            assert gone[0]() is None
+            assert [ref() for ref in gone] == [None, None]
+            holders = sys.getrefcount(fields.pop())
+            assert holders == 1  # the call itself
         finally:
             gc.enable()
 

@@ -19,6 +19,9 @@ from trioserve.structure.context import Limits
 Headers = list[tuple[bytes, bytes]]
 
 END_OF_HEAD = b"\r\n\r\n"
+
+#: of no request
+NO_FIELDS: Headers = []
 _CR = 13
 
 # RFC 9110 section 5.6.2: token. Also the grammar of method and field names.

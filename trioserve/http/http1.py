@@ -13,7 +13,7 @@ import trio
 
 from trioserve.asgi.exchange import ResponseState
 from trioserve.errors import IncompleteResponse, RequestRefused, TaskLeak
-from trioserve.http.engine import Engine
+from trioserve.http.engine import NO_FIELDS, Engine
 from trioserve.http.http1_exchange import Http1Exchange
 from trioserve.http.http1_reader import RequestReader
 from trioserve.http.http1_websocket import serve_upgrade
@@ -197,7 +197,9 @@ class Http1:
             connection.exchange = None
             if slot is not None and not exchange.is_posted:
                 whole_cell.value = NO_REQUEST
-            scope = answer = None  # an idle connection holds nothing of the app's
+            # An idle connection holds nothing of the app's, nor of a request with many fields.
+            scope = answer = None
+            engine.headers, engine.fields = NO_FIELDS, None
             if admission is not None:
                 admission.release()
             if not exchange.keep_alive:
@@ -213,6 +215,7 @@ class Http1:
                 # The app may have gone on for long after its response.
                 connection.deadline = clock() + keep_alive
                 worker.deadlines.arm(connection)
+            exchange = None
             # A fresh copy of the lifespan's context per request; it takes effect when this task next resumes.
             task.context = new_context()
             turn = outbox.turn

@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
-from trioserve.http.engine import END_OF_HEAD, Engine
+from trioserve.http.engine import END_OF_HEAD, NO_FIELDS, Engine
 from trioserve.http.http1_exchange import Http1Exchange
 from trioserve.http.http_exchange import log_exchange
 from trioserve.http.quick import Quick
@@ -140,6 +140,7 @@ class RequestReader:
             sent_answer = _Sent(now, now, answer.status, answer.fields, length)
             log_exchange(connection, engine.request_facts(), sent_answer, "complete")
         self.answer = None  # it may hold a file that the cache gives up
+        engine.headers, engine.fields = NO_FIELDS, None
         connection.phase = "keep_alive"
         connection.deadline = deadline = now + self._keep_alive
         if deadline < connection.armed_at:

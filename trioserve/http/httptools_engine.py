@@ -9,7 +9,7 @@ from __future__ import annotations
 from httptools import HttpParserError, HttpParserUpgrade, HttpRequestParser
 
 from trioserve.errors import RequestRefused
-from trioserve.http.engine import Engine, Headers, neutral_head, unmark
+from trioserve.http.engine import NO_FIELDS, Engine, Headers, neutral_head, unmark
 from trioserve.structure.context import Limits
 
 
@@ -60,6 +60,7 @@ class HttptoolsEngine(Engine):
         except HttpParserError:
             self._parser = None
             return self._parse_again(head)
+        collector.fields = NO_FIELDS
         return fields
 
     def _parse_again(self, head: bytes) -> Headers:
