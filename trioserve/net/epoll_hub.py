@@ -156,7 +156,7 @@ class EpollHub:
         self._watched: dict[int, EpollWatch] = {}
         self._busy_until = 0.0  # the end of this turn's time for reading and writing
         self.outbox = Outbox()
-        self._woken = 0  # tasks in this turn that have something to read, or have it from us
+        self._woken = 0  # tasks in this turn that have waited for a request
 
     def __repr__(self) -> str:
         return f"<EpollHub watching {len(self._watched)}>"
@@ -234,7 +234,7 @@ class EpollHub:
                     if is_over is True:
                         if watch.reader is task:  # what was pulled may have ended the wait
                             watch.reader = None
-                            self._woken += 1
+                            self._woken += pull is not None  # others have nothing to post
                             reschedule(task, WOKEN)
                     elif is_over is not False:
                         pulled.append((watch, task, is_over))
