@@ -68,7 +68,7 @@ async def narrow(app: App, **settings: Any) -> AsyncIterator[tuple[TestServer, R
         server.connect(receive_buffer=4096) as client,
     ):
         with trio.fail_after(30):
-            while not server.worker.context.connections:
+            while not server.worker.context.connections or only(server).phase != "first_byte":
                 await trio.lowlevel.checkpoint()
         only(server).transport.sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
         await at_rest(only(server))
