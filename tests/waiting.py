@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
 import trio
 import trio.testing
+
+
+async def until(condition: Callable[[], object]) -> None:
+    """Let others run until it holds. Virtual time stands still meanwhile."""
+    with trio.fail_after(30):
+        while not condition():
+            await trio.lowlevel.checkpoint()
 
 
 @asynccontextmanager

@@ -14,9 +14,11 @@ import pytest
 import trio
 import trio.testing
 
+from tests.apps import respond
 from tests.http.feeding import head
 from tests.http.test_wire_framing import App, bare
-from tests.http.test_wire_quick import Log, at_rest
+from tests.http.test_wire_quick import Log, at_rest, unhurried  # noqa: F401  (a fixture)
+from tests.waiting import until
 from trioserve.net import epoll_hub
 from trioserve.observe.in_flight import InFlightTable
 from trioserve.structure.context import ConnectionContext
@@ -31,21 +33,10 @@ SECOND = head("GET /second HTTP/1.1")
 BODY = b"0123456789abcdef" * 1000
 
 
-@pytest.fixture(autouse=True)
-def unhurried(monkeypatch: pytest.MonkeyPatch) -> None:
-    """However slow the machine is, the hub reads all that has come."""
-    monkeypatch.setattr(epoll_hub, "_BUSY_SECONDS", 60.0)
-
-
 @pytest.fixture
 def posting(monkeypatch: pytest.MonkeyPatch) -> None:
     """A single request in a turn is enough."""
     monkeypatch.setattr(epoll_hub, "_ENOUGH_TO_POST", 1)
-
-
-async def respond(send: Any, body: bytes) -> None:
-    await send({"type": "http.response.start", "status": 200, "headers": []})
-    await send({"type": "http.response.body", "body": body})
 
 
 def has_come(client: RawClient) -> bool:
@@ -218,9 +209,7 @@ def held_open(served: Served) -> Iterator[None]:
 async def leave_posted(served: Served) -> None:
     """Ask, and return when the response is posted and the connection waits for the next request."""
     served.ask()
-    with trio.fail_after(30):
-        while not served.connection.transport.outbox.posted:
-            await trio.lowlevel.checkpoint()
+    await until(lambda: served.connection.transport.outbox.posted)
     await at_rest(served.connection)
     assert not has_come(served.client)
 
@@ -339,9 +328,7 @@ def narrow(served: Served) -> None:
 
 
 async def stuck(connection: ConnectionContext) -> None:
-    with trio.fail_after(30):
-        while connection.phase != "response_write":
-            await trio.lowlevel.checkpoint()
+    await until(lambda: connection.phase == "response_write")
 
 
 async def test_what_the_kernel_does_not_take_follows(posting: None, engine: str) -> None:

@@ -15,25 +15,20 @@ import pytest
 import trio
 from trio.testing import wait_all_tasks_blocked
 
+from tests.apps import respond
 from tests.http.test_wire_framing import GET, App, bare
-from tests.http.test_wire_posted import respond, unhurried  # noqa: F401  (a fixture)
+from tests.http.test_wire_posted import posting, unhurried  # noqa: F401  (fixtures)
 from tests.http.test_wire_quick import Log, at_rest
+from tests.waiting import until
 from trioserve.http.http1_exchange import Http1Exchange
-from trioserve.net import epoll_hub
 from trioserve.structure import context
 from trioserve.structure.context import ConnectionContext
 from trioserve.testing import RawClient, TestServer
 
-pytestmark = pytest.mark.modes("tls", because="HTTP/2 does not post")
+pytestmark = [pytest.mark.modes("tls", because="HTTP/2 does not post"), pytest.mark.usefixtures("posting")]
 
 # The most that is posted, and more than two buffers of the least size take.
 BODY = bytes(range(256)) * 64
-
-
-@pytest.fixture(autouse=True)
-def posting(monkeypatch: pytest.MonkeyPatch) -> None:
-    """One request in a turn is enough."""
-    monkeypatch.setattr(epoll_hub, "_ENOUGH_TO_POST", 1)
 
 
 @pytest.fixture
@@ -51,9 +46,15 @@ def posted(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 
 async def wait_posted(posted: list[int]) -> None:
-    with trio.fail_after(30):
-        while not posted:
-            await trio.lowlevel.checkpoint()
+    await until(lambda: posted)
+
+
+async def read_all(client: RawClient, posted: list[int]) -> None:
+    """Wait until it is posted, which must have left something, and read it to its end."""
+    await wait_posted(posted)
+    response = await client.read_response()
+    assert (response.body == BODY, response.complete) == (True, True)
+    assert posted[0]
 
 
 async def giving(scope: Any, receive: Any, send: Any) -> None:
@@ -67,9 +68,7 @@ async def narrow(app: App, **settings: Any) -> AsyncIterator[tuple[TestServer, R
         bare(app, hub="epoll", lifespan="off", **settings) as server,
         server.connect(receive_buffer=4096) as client,
     ):
-        with trio.fail_after(30):
-            while not server.worker.context.connections or only(server).phase != "first_byte":
-                await trio.lowlevel.checkpoint()
+        await until(lambda: server.worker.context.connections and only(server).phase == "first_byte")
         only(server).transport.sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
         await at_rest(only(server))
         yield server, client
@@ -80,28 +79,23 @@ def only(server: TestServer) -> ConnectionContext:
     return connection
 
 
+async def raising(scope: Any, receive: Any, send: Any) -> None:
+    await respond(send, BODY)
+    raise RuntimeError("after its response")
+
+
 async def test_a_peer_that_has_sent_its_fin_gets_all_of_it(posted: list[int]) -> None:
     async with narrow(giving) as (server, client):
         await client.send(GET)
         client.send_eof()
-        await wait_posted(posted)
-        response = await client.read_response()
-        assert (response.body == BODY, response.complete) == (True, True)
-        assert posted[0]
+        await read_all(client, posted)
         await server.wait_idle()
 
 
 async def test_what_the_app_raises_then_takes_nothing_off_it(posted: list[int]) -> None:
-    async def app(scope: Any, receive: Any, send: Any) -> None:
-        await respond(send, BODY)
-        raise RuntimeError("after its response")
-
-    async with narrow(app) as (server, client):
+    async with narrow(raising) as (server, client):
         await client.send(GET)
-        await wait_posted(posted)
-        response = await client.read_response()
-        assert (response.body == BODY, response.complete) == (True, True)
-        assert posted[0]
+        await read_all(client, posted)
         client.close()
         await server.wait_idle()
         assert server.worker.context.counters.faults == {"A4": 1}
@@ -118,10 +112,7 @@ async def test_a_drain_that_closes_what_is_idle_at_once_sends_it_before(
     monkeypatch.setattr(context, "LAST_REQUEST_PATIENCE", 0.0)
     async with narrow(app) as (server, client):
         await client.send(GET)
-        await wait_posted(posted)
-        response = await client.read_response()
-        assert (response.body == BODY, response.complete) == (True, True)
-        assert posted[0]
+        await read_all(client, posted)
 
 
 @pytest.mark.parametrize("end", ["reset", "late", "cut"])
@@ -148,11 +139,7 @@ async def test_what_is_not_read_to_its_end_is_on_the_books_once(
 
 
 async def test_one_whose_app_raises_gives_its_place_back_once(posted: list[int]) -> None:
-    async def app(scope: Any, receive: Any, send: Any) -> None:
-        await respond(send, BODY)
-        raise RuntimeError("after its response")
-
-    async with narrow(app, max_concurrent_requests=3) as (server, client):
+    async with narrow(raising, max_concurrent_requests=3) as (server, client):
         await client.send(GET)
         await wait_posted(posted)
         client.reset()

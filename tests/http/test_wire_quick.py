@@ -16,6 +16,7 @@ from trio.testing import wait_all_tasks_blocked
 
 from tests.http.feeding import head
 from tests.http.test_wire_framing import bare
+from tests.waiting import until
 from trioserve import StaticFiles
 from trioserve.net import epoll_hub
 from trioserve.static.answers import Answer
@@ -81,9 +82,7 @@ async def closing_files(files: StaticFiles) -> AsyncIterator[StaticFiles]:
 
 
 async def at_rest(connection: ConnectionContext) -> None:
-    with trio.fail_after(30):
-        while connection.transport.watch.reader is None:
-            await trio.lowlevel.checkpoint()
+    await until(lambda: connection.transport.watch.reader is not None)
 
 
 class Steps(trio.abc.Instrument):
@@ -217,9 +216,7 @@ async def test_a_part_of_a_head_behind_empty_lines_begins_its_phase(
 ) -> None:
     async with known(directory, hub, http_engine=engine) as (_server, client, connection):
         await client.send(b"\r\n\r\nGET /a")
-        with trio.fail_after(30):
-            while connection.phase != "request_head":
-                await trio.lowlevel.checkpoint()
+        await until(lambda: connection.phase == "request_head")
         await client.send(b".txt HTTP/1.1\r\nHost: a\r\n\r\n")
         assert (await client.read_response()).body == TEXT
 

@@ -66,8 +66,7 @@ class RequestReader:
 
     def ask(self) -> Answer | None:
         """The answer to the request whose head the engine has."""
-        if self._ask is None:
-            return None
+        assert self._ask is not None  # otherwise nobody asks
         engine = self._engine
         fields: Mapping[bytes, bytes] | None = engine.fields
         if fields is None:
