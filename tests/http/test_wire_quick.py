@@ -341,18 +341,17 @@ async def test_a_file_that_is_closed_before_the_task_has_its_turn_is_sent_all_th
             monkeypatch.setattr(server.worker.context.files, "begin", lambda *_: None)
         files: Any = server.worker.context.app
         watch: Any = connection.transport.watch
-        pull = watch.pull
+        go_on = watch._hub.on_pulled
 
-        def pull_and_close() -> bool:
-            go_on = pull()
-            woken: bool = go_on() if callable(go_on) else go_on
-            assert woken
+        def go_on_and_close(pulled: list[Any]) -> int:
+            woken: int = go_on(pulled)
+            assert woken == 1
             assert (connection.exchange is not None) == (begun and connection.transport.sends_files)
             files.close()
             others.extend(os.open(directory / "a.txt", os.O_RDONLY) for _ in range(8))
             return woken
 
-        watch.pull = pull_and_close
+        watch._hub.on_pulled = go_on_and_close
         await client.send(head("GET /long.bin HTTP/1.1"))
         assert (await client.read_response()).body == data
         client.close()
@@ -371,10 +370,10 @@ async def test_an_answer_for_which_the_hub_has_no_time_left_is_the_tasks(
         pull = watch.pull
 
         def pull_too_late() -> Any:
-            go_on = pull()
-            assert callable(go_on)
+            pulled = pull()
+            assert not isinstance(pulled, bool)
             watch._hub._busy_until = 0.0
-            return go_on
+            return pulled
 
         before = connection.requests
         for target, body in (("/a.txt", TEXT), ("/long.bin", LONG), ("/a.txt", TEXT)):
@@ -442,19 +441,19 @@ async def test_a_request_in_the_last_moment_is_answered(
     async with known(directory, keep_alive_timeout=7) as (server, client, connection):
         worker = server.worker.context
         watch: Any = connection.transport.watch
-        pull = watch.pull
+        go_on = watch._hub.on_pulled
 
-        def pull_late() -> bool:
+        def go_on_late(pulled: list[Any]) -> int:
+            watch._hub.on_pulled = go_on  # only this once
             connection.deadline = trio.current_time()
-            woken: bool = pull()
-            assert woken
-            watch.wake_reader()
+            woken: int = go_on(pulled)
+            assert woken == 1
             # As the reaper does with who is late.
             if connection.deadline <= trio.current_time():
                 connection.expire()
             return woken
 
-        watch.pull = pull_late
+        watch._hub.on_pulled = go_on_late
         request = head("GET /else HTTP/1.1")
         await client.send(request[:cut] or request)
         if cut:

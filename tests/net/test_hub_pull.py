@@ -135,24 +135,30 @@ async def test_when_its_time_is_up_the_hub_wakes_the_tasks_instead(monkeypatch: 
 
 
 @pytest.mark.parametrize("most", [1, 2, 64])
-async def test_all_have_read_before_the_first_goes_on(monkeypatch: pytest.MonkeyPatch, most: int) -> None:
+async def test_what_has_been_read_is_gone_on_with_together(
+    monkeypatch: pytest.MonkeyPatch, most: int
+) -> None:
     monkeypatch.setattr(epoll_hub, "_EVENTS_PER_POLL", most)
-    steps: list[str] = []
+    steps: list[object] = []
 
-    def puller(sock: socket.socket, watch: Watch) -> Callable[[], Callable[[], bool]]:
-        def go_on() -> bool:
-            steps.append("go on")
-            return True
-
-        def pull() -> Callable[[], bool]:
+    def puller(sock: socket.socket, watch: Watch) -> Callable[[], Watch]:
+        def pull() -> Watch:
             steps.append("read")
             sock.recv(10)
             watch.readable = False
-            return go_on
+            return watch
 
         return pull
 
+    def go_on(pulled: list[Watch]) -> int:
+        steps.append(len(pulled))
+        for watch in pulled:
+            assert watch.reader is not None, "the wait goes on until somebody ends it"
+            watch.wake_reader()
+        return len(pulled)
+
     async with running_hub("epoll") as hub:
+        hub.on_pulled = go_on  # type: ignore[attr-defined]
         with ExitStack() as stack, trio.fail_after(30):
             async with trio.open_nursery() as nursery:
                 peers = []
@@ -164,28 +170,11 @@ async def test_all_have_read_before_the_first_goes_on(monkeypatch: pytest.Monkey
                 for peer in peers:
                     peer.sendall(b"x")
     expected = {
-        1: ["read", "go on"] * 3,
-        2: ["read", "read", "go on", "go on", "read", "go on"],
-        64: ["read"] * 3 + ["go on"] * 3,
+        1: ["read", 1] * 3,
+        2: ["read", "read", 2, "read", 1],
+        64: ["read"] * 3 + [3],
     }
     assert steps == expected[most]
-
-
-async def test_who_has_read_and_finds_no_time_left_is_woken() -> None:
-    async with running_hub("epoll") as hub:
-        with empty_socket(hub) as (watch, ours, peer):
-            gone_on: list[bool] = []
-
-            def pull() -> Callable[[], bool]:
-                ours.recv(10)
-                watch.readable = False
-                hub._busy_until = 0.0  # type: ignore[attr-defined]
-                return lambda: bool(gone_on.append(True))
-
-            async with parked(wait, watch, pull):
-                peer.sendall(b"x")
-            assert not gone_on
-            assert watch.reader is None
 
 
 async def test_who_waits_to_write_beside_it_is_served_as_well() -> None:

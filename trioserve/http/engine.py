@@ -83,18 +83,20 @@ class Engine:
     """
 
     __slots__ = (
-        "_checked", "_chunks", "_limits", "_lines", "_pending", "_raw_names", "authority", "body", "body_bytes",
-        "body_complete", "content_length", "expects_continue", "fields", "headers", "keep_alive", "leftover",
-        "method", "target", "upgrade", "version", "wants_trailers",
+        "_checked", "_chunks", "_head", "_limits", "_lines", "_pending", "_raw_names", "_small_size", "authority",
+        "body", "body_bytes", "body_complete", "content_length", "expects_continue", "fields", "headers", "keep_alive",
+        "leftover", "method", "target", "upgrade", "version", "wants_trailers",
     )  # fmt: skip
 
     def __init__(self, limits: Limits, *, raw_names: bool = False) -> None:
         self._limits = limits
+        self._small_size = min(limits.head_size, limits.target_size)  # nothing in such a head is too long
         self._raw_names = raw_names
         self._pending = bytearray()  # of a head that is not whole: up to two empty lines, then the head
         self._checked = 0  # bytes of it that were found good, up to the end of a line
         self._lines = 0  # lines therein
         self._chunks: ChunkedDecoder | None = None
+        self._head = b""  # while it is read
         self.method = ""
         self.target = b""
         self.authority = b""
@@ -119,42 +121,70 @@ class Engine:
         Raises:
             RequestRefused: it can never be served; `status` says why.
         """
-        # Written flat: every call in here is paid by every request.
-        if self._pending:
+        if not self.begin_head(data):
             return self._receive_in_parts(data)
+        self.parse_head()
+        self.end_head()
+        return True
+
+    # The three steps of reading a whole head, apart for who has many to read: each step of all of them, then the next,
+    # since the code of all three together does not fit into the first cache of a processor.
+
+    def begin_head(self, data: bytes) -> bool:
+        """Step 1: find the end of the head and read its first line; False if that is for `receive_head` to do.
+
+        Raises:
+            RequestRefused: as `receive_head`, in each step.
+        """
         end = data.find(END_OF_HEAD) + 4
-        if end <= 4:
-            return self._receive_in_parts(data)
-        limits = self._limits
+        if end <= 4 or self._pending:
+            return False
         if end == len(data):
             head, self.leftover = data, b""
         else:
             head, self.leftover = data[:end], data[end:]
+        self._head = head
         try:
-            if end > limits.head_size:
+            if end > self._small_size and end > self._limits.head_size:
                 raise RequestRefused(431, f"head of {end} bytes")
             line = _COMMON_LINE(head)
             if line is not None:
                 method, self.target, minor = line.groups()
                 self.method = METHODS[method]
                 self.version = "1.1" if minor == b"1" else "1.0"
-                if len(self.target) > limits.target_size:
+                if end > self._small_size and len(self.target) > self._limits.target_size:
                     raise RequestRefused(414, f"target of {len(self.target)} bytes")
             elif data.startswith(b"\r\n"):
-                return self._receive_in_parts(data)
+                self._head = self.leftover = b""
+                return False
             else:
                 self._read_line(head[: head.find(b"\n") + 1])
-            self.headers = headers = self.parse_fields(head)
-            fields = dict(headers) if not self._raw_names else {n.lower(): v for n, v in headers}
-            self.fields = fields
-            self.content_length = self.body_bytes = 0
-            self.body_complete = True
-            self.keep_alive = self.version == "1.1"
-            self.expects_continue = self.wants_trailers = False
-            self.upgrade = None
+        except RequestRefused:
+            self._check_refused()
+            raise
+        return True
+
+    def parse_head(self) -> None:
+        """Step 2: parse the field lines."""
+        try:
+            self.headers = self.parse_fields(self._head)
+        except RequestRefused:
+            self._check_refused()
+            raise
+
+    def end_head(self) -> None:
+        """Step 3: see what the fields ask for, and whether it may be asked."""
+        headers = self.headers
+        self.fields = fields = dict(headers) if not self._raw_names else {n.lower(): v for n, v in headers}
+        self.content_length = self.body_bytes = 0
+        self.body_complete = True
+        self.keep_alive = self.version == "1.1"
+        self.expects_continue = self.wants_trailers = False
+        self.upgrade = None
+        try:
             if (
                 len(fields) != len(headers)
-                or len(headers) > limits.header_count
+                or len(headers) > self._limits.header_count
                 or fields.get(b"host") not in good_hosts
                 or fields.get(b"connection") not in _NO_NEWS
                 or not self.keep_alive
@@ -167,12 +197,11 @@ class Engine:
             elif b"content-length" in fields:
                 self._check_framing(fields[b"content-length"], None)
         except RequestRefused:
-            if not data.startswith(b"\r\n"):  # that one has been there
-                self._check_as_parts(head)
+            self._check_refused()
             raise
+        self._head = b""
         if self.content_length != 0:
             self.begin_body()
-        return True
 
     def _receive_in_parts(self, data: bytes) -> bool:
         """A head that is not whole yet, or begins with an empty line."""
@@ -233,8 +262,11 @@ class Engine:
         if len(pending) >= limits.head_size:
             raise RequestRefused(431, f"head over {limits.head_size} bytes")
 
-    def _check_as_parts(self, head: bytes) -> None:
+    def _check_refused(self) -> None:
         """A whole head is refused: raise what an earlier byte of it would have been refused for, if any."""
+        head, self._head = self._head, b""
+        if head.startswith(b"\r\n"):
+            return  # that one has been there
         # For the log: not the previous request's.
         self.method, self.target, self.headers, self.fields = "", b"", [], None
         self._pending += head[:-2]

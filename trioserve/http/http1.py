@@ -107,7 +107,11 @@ class Http1:
                     if worker.draining and connection.idle and not connection.may_get_last_request():
                         await self._finish_posted()
                         return
-                    await watch.wait_readable(task, pull)
+                    try:
+                        await watch.wait_readable(task, pull)
+                    except BaseException:
+                        reader.withdraw()
+                        raise
                     if reader.has_head:
                         break
                     if connection.exchange is not None:
@@ -144,15 +148,17 @@ class Http1:
                 continue
             else:
                 answer, reader.answer = reader.answer, None
-            connection.phase = "request"
-            connection.deadline = NEVER
-            exchange: Http1Exchange | None = connection.exchange  # type: ignore[assignment]  # only this class sets it
-            if exchange is None:
-                connection.exchange = exchange = Http1Exchange(
-                    connection, engine, clock(), engine.keep_alive and connection.requests < most_requests
-                )
-            if timed or watch.hangup:
-                connection.begin_handler(exchange.started_at + request_timeout)
+            exchange: Http1Exchange | None = connection.exchange  # type: ignore[assignment]  # ours, or the reader's
+            if not reader.was_run:
+                connection.phase = "request"
+                connection.deadline = NEVER
+                if exchange is None:
+                    connection.exchange = exchange = Http1Exchange(
+                        connection, engine, clock(), engine.keep_alive and connection.requests < most_requests
+                    )
+                if timed or watch.hangup:
+                    connection.begin_handler(exchange.started_at + request_timeout)
+            assert exchange is not None
             if admission is not None:
                 await admission.acquire()
                 exchange.admitted = True
@@ -160,27 +166,33 @@ class Http1:
                     # Nobody has held the file for it; if there was a wait, the cache may have closed it meanwhile.
                     answer = reader.ask()
             error: BaseException | None = None
+            scope: Any = None
             try:
-                if answer is None:
-                    scope = exchange.scope()
-                    raw_path = scope["raw_path"]
+                if reader.was_run:
+                    error = await reader.end_of_run()
                 else:
-                    raw_path = engine.target.partition(b"?")[0]
-                if slot is not None:
-                    # For the supervisor, should this be the end of the process.
-                    if engine.method is not listed_method:
-                        listed_method = slot.write_method(engine.method)
-                    try:
-                        path_cell.value = raw_path
-                    except ValueError:
-                        path_cell.value = raw_path[:PATH_SIZE]
-                if answer is None:
-                    if engine.upgrade is None:
-                        await app(scope, exchange.receive, exchange.send)
-                    elif not await serve_upgrade(self, exchange, scope):
-                        return
-                elif exchange.state is not _NONE or not exchange.answer_at_once(answer):
-                    await exchange.finish_answer(answer)
+                    if answer is not None:
+                        raw_path = engine.target.partition(b"?")[0]
+                    else:
+                        scope, reader.scope = reader.scope, None
+                        if scope is None:
+                            scope = exchange.scope()
+                        raw_path = scope["raw_path"]
+                    if slot is not None:
+                        # For the supervisor, should this be the end of the process.
+                        if engine.method is not listed_method:
+                            listed_method = slot.write_method(engine.method)
+                        try:
+                            path_cell.value = raw_path
+                        except ValueError:
+                            path_cell.value = raw_path[:PATH_SIZE]
+                    if answer is None:
+                        if engine.upgrade is None:
+                            await app(scope, exchange.receive, exchange.send)
+                        elif not await serve_upgrade(self, exchange, scope):
+                            return
+                    elif exchange.state is not _NONE or not exchange.answer_at_once(answer):
+                        await exchange.finish_answer(answer)
             except BaseException as raised:
                 error = raised
 

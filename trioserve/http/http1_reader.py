@@ -1,26 +1,37 @@
-"""Reading in the place of a connection's task: heads of requests, and what can be answered without running the app.
+"""Reading in the place of a connection's task: heads of requests, and what can be answered without waking it.
 
-`http1.py` has one `RequestReader` for each connection. While the connection's task waits for a request, the hub reads
-it in the task's place (`RequestReader.pull`), and where the app has its answer ready before there is a scope to ask
-with, sends that: to wake a task for a file that is in memory costs as much as to answer. All requests of a turn are
-read before the first of them is answered, here or by its task: so each part of the interpreter and of the kernel is
-used many times while it is in the processor's caches. Whatever is not over with that is the task's, which goes on where
-this has stopped. Nothing in here waits, so there is nothing to cancel.
+`http1.py` has one `RequestReader` for each connection. While the connection's task waits for a request, the hub has it
+read in the task's place (`RequestReader.pull`), and a `RequestTurn` (`http1_turn.py`) takes all that were read together
+through the steps below: to wake a task for a file that is in memory costs as much as to answer, and many apps have
+their answer ready without waiting for anything. Whatever is not over with that is the task's, which goes on where this
+has stopped. Only `end_of_run` waits; cancelling it cancels the app.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from trioserve.http.engine import END_OF_HEAD, NO_FIELDS, Engine
+from trio.lowlevel import Abort, reschedule, wait_task_rescheduled
+
+from trioserve.asgi.exchange import ResponseState
+from trioserve.http.engine import NO_FIELDS, Engine
 from trioserve.http.http1_exchange import Http1Exchange
 from trioserve.http.http_exchange import log_exchange
 from trioserve.http.quick import Quick
 from trioserve.http.response import prepare_message
+from trioserve.net.watch import WOKEN
+from trioserve.observe.in_flight import NO_REQUEST, PATH_SIZE
 from trioserve.static.answers import Answer
 from trioserve.static.request_fields import pick_fields
-from trioserve.structure.context import ConnectionContext
+from trioserve.structure.boundary import is_cancellation
+from trioserve.structure.context import ConnectionContext, Scope
+from trioserve.structure.deadlines import NEVER
+
+if TYPE_CHECKING:
+    from trioserve.http.http1_lane import Lane
+
+_COMPLETE = ResponseState.COMPLETE
 
 
 class _Sent(NamedTuple):
@@ -34,17 +45,21 @@ class _Sent(NamedTuple):
 
 
 class RequestReader:
-    """Reads the requests of one connection, and answers at once where that is possible.
+    """Reads the requests of one connection, and sees them answered without its task where that is possible.
 
     Attributes:
         answer: to the request whose head the engine has, if it has an answer which was not sent, or only in part.
-        has_head: `pull` has read a whole head and counted the request; `answer` is what was found then. The task takes
-            this back.
+        has_head: there is a whole head, and its request is counted; the task takes this back.
+        scope: for the app, once the connection has an exchange for it; who runs the app takes it.
+        is_taken: nobody wakes the task but `wake`: its request is about to be run in a lane, or was.
+        run_error: what the app has raised there.
+        was_run: the app was run, or is being, in a lane; then `end_of_run` tells how it ended.
     """
 
     __slots__ = (
-        "_ask", "_asks_early", "_connection", "_data", "_engine", "_error", "_keep_alive", "_most_requests",
-        "_root_path", "answer", "has_head",
+        "_ask", "_asks_early", "_connection", "_data", "_engine", "_error", "_is_awaited", "_keep_alive", "_lane",
+        "_listed_method", "_most_requests", "_root_path", "_times", "answer", "has_head", "is_taken", "run_error",
+        "scope", "was_run",
     )  # fmt: skip
 
     def __init__(self, connection: ConnectionContext, engine: Engine, quick: Quick | None) -> None:
@@ -57,12 +72,95 @@ class RequestReader:
         self._asks_early = quick is not None and worker.admission is None
         self._keep_alive = worker.timeouts.keep_alive
         self._most_requests = (
-            worker.limits.keep_alive_requests if self._asks_early and self._keep_alive else 0
+            worker.limits.keep_alive_requests if self._keep_alive and worker.admission is None else 0
         )
+        self._times = worker.timeouts.request is not NEVER
         self.answer: Answer | None = None
         self.has_head = False
         self._data: bytes | None = None
         self._error: BaseException | None = None
+        self._listed_method = ""
+        self.scope: Scope | None = None
+        self.is_taken = self.was_run = self._is_awaited = False
+        self._lane: Lane | None = None
+        self.run_error: BaseException | None = None
+
+    # -- reading, in the hub's task; all of a turn take a step before any takes the next ---------------------
+
+    def pull(self) -> RequestReader | bool:
+        """Read what there is: False if that is nothing, True if it is the task's; otherwise to be gone on with."""
+        try:
+            data = self._connection.transport.recv_nowait()
+        except BaseException as error:  # to be judged as the task's; here it would be the end of the hub
+            self._error = error
+            return True
+        if data is None:
+            return False
+        self._data = data
+        return self
+
+    def begin_head(self) -> bool:
+        """Step 1 of reading the head; False in any step: it is the task's now, which was woken."""
+        try:
+            if self._engine.begin_head(self._data):  # type: ignore[arg-type]  # it was pulled
+                return True
+        except BaseException as error:  # as above
+            self._fail(error)
+        self.wake()  # a part of a head, whose phase is the task's to begin; or an end
+        return False
+
+    def parse_head(self) -> bool:
+        """Step 2."""
+        try:
+            self._engine.parse_head()
+        except BaseException as error:  # as above
+            self._fail(error)
+            self.wake()
+            return False
+        return True
+
+    def end_head(self) -> bool:
+        """Step 3: a request has come."""
+        try:
+            self._engine.end_head()
+            self._connection.requests += 1
+            if self._asks_early:
+                self.answer = self.ask()
+        except BaseException as error:  # as above
+            self._fail(error)
+            self.wake()
+            return False
+        self._data = None
+        self.has_head = True
+        return True
+
+    def _fail(self, error: BaseException) -> None:
+        self._error = error
+        self._data = None
+
+    def take(self) -> bytes | None:
+        """What `pull` has read and the engine has not; None if there is nothing. Raises what it has met."""
+        if self._error is not None:
+            try:
+                raise self._error
+            finally:
+                self._error = None  # nor has this frame, which its traceback holds, a name for it
+        data, self._data = self._data, None
+        return data
+
+    def wake(self) -> None:
+        """Have the task see to the rest."""
+        connection = self._connection
+        watch = connection.transport.watch
+        if self.is_taken:
+            self.is_taken = False
+        elif watch.reader is connection.task:
+            watch.reader = None
+        else:
+            return  # it was woken, or cancelled
+        reschedule(connection.task, WOKEN)
+
+    # -- answers without the app -----------------------------------------------------------------------------
 
     def ask(self) -> Answer | None:
         """The answer to the request whose head the engine has."""
@@ -146,47 +244,145 @@ class RequestReader:
             worker.deadlines.arm(connection)
         return True
 
-    # -- in the place of the waiting task --------------------------------------------------------------------
-
-    def pull(self) -> bool | Callable[[], bool]:
-        """Read a request; False if there is none, so that the task may wait on, True if the task must be woken.
-
-        Where there is an answer, the method that sends it: to be called in the same turn, before any task runs; it
-        returns the same. Who is woken finds what there is by `has_head` and `take`. Raises nothing.
-        """
-        try:
-            data = self._connection.transport.recv_nowait()
-            if data is None:
+    def send_answer(self, has_time: Callable[[], bool]) -> bool:
+        """Send the answer in the task's place; True if the task was woken, for that or for what is left to do."""
+        is_over = False
+        if has_time():
+            try:
+                is_over = self._answer_at_once()
+            except BaseException as error:  # as in `pull`
+                self._error = error
+                is_over = True
+        if is_over:
+            self.has_head = False
+            self._data = self._engine.leftover or None
+            if self._error is None and self._data is None and not self._connection.transport.watch.readable:
                 return False
-            if not data.endswith(END_OF_HEAD) and (END_OF_HEAD not in data or data.startswith(b"\r")):
-                self._data = data  # a part of a head, whose phase is the task's to begin
-            elif self._engine.receive_head(data):
-                self._connection.requests += 1
-                if self._asks_early:
-                    self.answer = self.ask()
-                self.has_head = True
-                if self.answer is not None:
-                    return self._send
-        except BaseException as error:  # to be judged as the task's; here it would be the end of the hub
-            self._error = error
+        self.wake()
         return True
 
-    def _send(self) -> bool:
-        try:
-            if not self._answer_at_once():
-                return True
-        except BaseException as error:  # as above
-            self._error = error
-        self.has_head = False
-        self._data = self._engine.leftover or None
-        return self._error is not None or self._data is not None or self._connection.transport.watch.readable
+    # -- running the app in a lane ---------------------------------------------------------------------------
 
-    def take(self) -> bytes | None:
-        """What `pull` has read and the engine has not; None if there is nothing. Raises what it has met."""
-        if self._error is not None:
-            try:
-                raise self._error
-            finally:
-                self._error = None  # nor has this frame, which its traceback holds, a name for it
-        data, self._data = self._data, None
-        return data
+    def prepare(self) -> bool:
+        """Make exchange and scope for the app, which is to be run in a lane; False if the task was woken for that."""
+        connection = self._connection
+        worker = connection.worker
+        engine = self._engine
+        watch = connection.transport.watch
+        if (
+            not engine.keep_alive
+            or not engine.body_complete  # only the connection's task reads
+            or engine.upgrade is not None
+            or worker.draining
+            or watch.hangup
+            or connection.requests >= self._most_requests
+            or watch.reader is not connection.task
+        ):
+            self.wake()
+            return False
+        connection.phase = "request"
+        connection.deadline = NEVER
+        connection.exchange = exchange = Http1Exchange(connection, engine, worker.clock(), True)
+        if self._times:
+            connection.begin_handler(exchange.started_at + worker.timeouts.request)
+        try:
+            self.scope = scope = exchange.scope()
+        except BaseException as error:  # as in `pull`
+            self._error = error
+            self.wake()
+            return False
+        slot = connection.slot
+        if slot is not None:
+            # For the supervisor, should this be the end of the process.
+            if engine.method is not self._listed_method:
+                self._listed_method = slot.write_method(engine.method)
+            slot.path.value = scope["raw_path"][:PATH_SIZE]
+        self.is_taken = True
+        watch.reader = None
+        return True
+
+    def take_work(self) -> tuple[ConnectionContext, Http1Exchange, Scope]:
+        """Whose request it is, and what the app is called with."""
+        connection = self._connection
+        scope, self.scope = self.scope, None
+        return connection, connection.exchange, scope  # type: ignore[return-value]  # from `prepare`
+
+    def withdraw(self) -> None:
+        """The task has left its wait by itself: it was cancelled, and nobody shall run the app."""
+        self.is_taken = False
+
+    def finish(self) -> None:
+        """The app has ended without waiting for anything: be ready for the next request, or have the task see to it."""
+        connection = self._connection
+        worker = connection.worker
+        engine = self._engine
+        transport = connection.transport
+        exchange: Http1Exchange = connection.exchange  # type: ignore[assignment]  # from `prepare`
+        if (
+            self.run_error is not None
+            or exchange.state is not _COMPLETE
+            or exchange.queue
+            or not exchange.keep_alive
+            or engine.body
+            or transport.broken is not None
+        ):
+            self.was_run = True
+            self.wake()
+            return
+        if worker.access_log is not None:
+            log_exchange(connection, engine.request_facts(), exchange, "complete")
+        connection.exchange = None
+        if connection.slot is not None:
+            connection.slot.whole.value = NO_REQUEST
+        # As in `Http1.serve`.
+        engine.headers, engine.fields = NO_FIELDS, None
+        self.has_head = False
+        connection.phase = "keep_alive"
+        connection.deadline = deadline = (exchange.completed_at or worker.clock()) + self._keep_alive
+        if deadline < connection.armed_at:
+            worker.deadlines.arm(connection)
+        self._data = engine.leftover or None
+        watch = transport.watch
+        if self._data is not None or watch.readable:
+            self.wake()
+        else:
+            self.is_taken = False
+            watch.reader = connection.task
+
+    def begin_wait(self, lane: Lane) -> None:
+        """The app waits for something: it goes on in `lane`, and the task in `end_of_run`."""
+        self.was_run = True
+        self._lane = lane
+        self.wake()
+
+    def end_wait(self, error: BaseException | None) -> None:
+        """The app has ended in its lane."""
+        self._lane = None
+        self.run_error = error
+        if self._is_awaited:
+            self._is_awaited = False
+            reschedule(self._connection.task, WOKEN)
+
+    async def end_of_run(self) -> BaseException | None:
+        """Wait until the app has ended in its lane; returns what it has raised.
+
+        Cancelling this cancels the app; it is over when the app is.
+        """
+        self.was_run = False
+        lane = self._lane
+        if lane is not None:
+            raise_cancel: Callable[[], Any] | None = None
+
+            def abort(cancel: Callable[[], Any]) -> Abort:
+                nonlocal raise_cancel
+                raise_cancel = cancel
+                lane.scope.cancel(reason="the connection was cancelled")
+                return Abort.FAILED
+
+            self._is_awaited = True
+            await wait_task_rescheduled(abort)
+            if raise_cancel is not None and self.run_error is not None and is_cancellation(self.run_error):
+                self.run_error = None
+                raise_cancel()
+        error, self.run_error = self.run_error, None
+        return error

@@ -147,6 +147,9 @@ class EpollHub:
 
     Attributes:
         outbox: what is sent once the tasks have run that this turn has woken.
+        on_pulled: called with what the readers' `pull` have returned besides True and False, all of a poll together and
+            in the same turn; says how many tasks it has woken that may post. Set by who gives such a `pull`. It must
+            not raise.
     """
 
     calls_on_writable: ClassVar[bool] = EpollWatch.calls_on_writable
@@ -157,6 +160,7 @@ class EpollHub:
         self._busy_until = 0.0  # the end of this turn's time for reading and writing
         self.outbox = Outbox()
         self._woken = 0  # tasks in this turn that have waited for a request
+        self.on_pulled: Callable[[list[Any]], int] = len
 
     def __repr__(self) -> str:
         return f"<EpollHub watching {len(self._watched)}>"
@@ -215,7 +219,7 @@ class EpollHub:
         watched = self._watched
         monotonic, busy_until = time.monotonic, self._busy_until
         other = not events
-        pulled: list[tuple[EpollWatch, Task, Callable[[], bool]]] = []
+        pulled: list[Any] = []
         for fd, mask in events:
             watch = watched.get(fd)
             if watch is None:
@@ -228,16 +232,16 @@ class EpollHub:
                     pull = watch.pull
                     # A FIN behind the data is the task's to see: only it is told of a hangup before it reads.
                     if pull is None or mask != _DATA or monotonic() >= busy_until:
-                        is_over: bool | Callable[[], bool] = True
+                        found: Any = True
                     else:
-                        is_over = pull()
-                    if is_over is True:
+                        found = pull()
+                    if found is True:
                         if watch.reader is task:  # what was pulled may have ended the wait
                             watch.reader = None
                             self._woken += pull is not None  # others have nothing to post
                             reschedule(task, WOKEN)
-                    elif is_over is not False:
-                        pulled.append((watch, task, is_over))
+                    elif found is not False:
+                        pulled.append(found)
                 elif watch.on_readable is not None:
                     watch.on_readable()
                 elif watch.look_ahead is not None:
@@ -245,17 +249,8 @@ class EpollHub:
             if (mask != _DATA or watch.writing) and watch.note_rarer(mask):
                 other = True
         if pulled:
-            self._finish(pulled)
+            self._woken += self.on_pulled(pulled)
         return not other
-
-    def _finish(self, pulled: list[tuple[EpollWatch, Task, Callable[[], bool]]]) -> None:
-        """Have those go on who have read."""
-        monotonic, busy_until = time.monotonic, self._busy_until
-        for watch, task, finish in pulled:
-            if (monotonic() >= busy_until or finish()) and watch.reader is task:
-                watch.reader = None
-                self._woken += 1
-                reschedule(task, WOKEN)
 
     def close(self) -> None:
         for watch in list(self._watched.values()):

@@ -20,7 +20,7 @@ from trio.lowlevel import Task, reschedule
 from trioserve.net.outbox import NO_OUTBOX, Outbox
 
 #: what `wait_readable` may be given
-Pull = Callable[[], "bool | Callable[[], bool]"]
+Pull = Callable[[], Any]
 
 
 class _Woken(outcome.Outcome[None]):
@@ -121,8 +121,8 @@ class Watch:
 
         `task` is the calling task, if the caller happens to know it: that saves looking it up. `pull` reads by itself
         whenever something has come, and returns False if that was all there was to do: then the wait goes on; True if
-        it is over; or what is to be called, with the same result, when others that have something to read have read
-        it. It may be called from the hub's task, or not at all, and must not raise.
+        it is over; or anything else to be gone on with, together with what others have read (`EpollHub.on_pulled`):
+        then the wait goes on, too. It may be called from the hub's task, or not at all, and must not raise.
 
         Raises:
             trio.ClosedResourceError: the watch was closed, before or during the wait.

@@ -121,7 +121,9 @@ def requests_in_flight(worker: WorkerContext) -> list[dict[str, Any]]:
 def _find_connection(worker: WorkerContext, task: trio.lowlevel.Task) -> Served | None:
     """The connection or stream in whose task, or in a task below it, this one runs."""
     # A connection has no task before its first turn.
-    owners: dict[trio.lowlevel.Task | None, Served] = {}
+    owners: dict[trio.lowlevel.Task | None, Served | None] = {}
+    for lane in list(worker.lanes):
+        owners[lane.task] = lane.connection
     for connection in list(worker.connections):
         owners[getattr(connection, "task", None)] = connection
         for stream in list(connection.streams.values()):

@@ -15,7 +15,7 @@ import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator, Mapping, MutableMapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import trio
 
@@ -131,13 +131,25 @@ class Counters:
     faults: Counter[str] = field(default_factory=Counter)
 
 
+class RunsRequests(Protocol):
+    """Who runs the app on requests of many connections in a task of its own (`http/http1_lane.py`).
+
+    Attributes:
+        task: that task.
+        connection: whose request it is at, or was at last.
+    """
+
+    task: trio.lowlevel.Task
+    connection: ConnectionContext | None
+
+
 class WorkerContext:
     """Everything that a connection needs of its worker."""
 
     __slots__ = (
         "access_log", "admission", "app", "base_context", "boundary", "clock", "config", "connections",
         "counters", "deadlines", "debug_extension", "development", "drain", "draining", "error_log",
-        "files", "flusher", "h2c", "handshake_turns", "hub", "ids", "in_flight_table", "limits", "loop_watch",
+        "files", "flusher", "h2c", "handshake_turns", "hub", "ids", "in_flight_table", "lanes", "limits", "loop_watch",
         "new_engine", "new_http2_engine", "response_defaults", "room", "root_path", "share", "started_at", "state",
         "timeouts", "websockets",
     )  # fmt: skip
@@ -166,6 +178,7 @@ class WorkerContext:
         self.draining = False
         self.drain.on_begin(self._note_draining)
         self.connections: set[ConnectionContext] = set()
+        self.lanes: set[RunsRequests] = set()
         self.room = trio.lowlevel.ParkingLot()  # listeners wait here for a connection to close
         self.counters = Counters()
         self.ids = itertools.count(1)

@@ -34,9 +34,11 @@ from trioserve.config.tls_context import find_certificate_remarks
 from trioserve.errors import BindError, LifespanFailed
 from trioserve.http import engines
 from trioserve.http.flusher import Flusher
+from trioserve.http.http1_turn import RequestTurn
 from trioserve.http.response import DefaultFields
 from trioserve.net.bind import Listeners, bind_config
 from trioserve.net.certificates import Certificates
+from trioserve.net.epoll_hub import EpollHub
 from trioserve.net.hub import open_hub
 from trioserve.observe.blocking import LoopWatch
 from trioserve.observe.logs import Logs, setup_logs
@@ -116,6 +118,7 @@ class Worker:
         if context.hub.calls_on_writable:
             context.flusher = Flusher()
         context.files = FileSender(context.clock)
+        self._turn = RequestTurn(context, context.hub) if isinstance(context.hub, EpollHub) else None
         if config.max_concurrent_requests is not None:
             context.admission = Admission(
                 config.max_concurrent_requests, config.request_queue_size, config.request_queue_timeout
@@ -207,6 +210,8 @@ class Worker:
             gc.freeze()
         with _dropping_scope_corruption():
             async with trio.open_nursery() as connections:
+                if self._turn is not None:
+                    self._turn.open(connections.start_soon)
                 listeners = self._make_listeners(connections)
                 connections.start_soon(self._listen, listeners, name="listeners")
                 if not self.supervised:

@@ -1,0 +1,226 @@
+"""The tasks in which the app is run on many requests, one after the other, for as long as it waits for nothing.
+
+Most apps answer most requests without ever waiting. To wake the task of each connection for that makes trio, our loop
+and the app put each other out of the processor's first cache at every request; a lane has the app run on all requests
+of a turn before anything else is done (0.8 of the time that a request took before). As soon as an app does wait, the
+lane is that request's: it takes the app to its end, the connection's task waits for that, and what is left of the turn
+goes to the tasks of its connections. A lane has a cancel scope, which the connection's task cancels when it is
+cancelled itself; so the app is where it would be in that task. `http1_turn.py` starts lanes and gives them work.
+"""
+
+from __future__ import annotations
+
+import inspect
+import types
+from collections.abc import Callable, Coroutine
+from typing import TYPE_CHECKING, Any
+
+import trio
+from trio.lowlevel import Abort, current_task, wait_task_rescheduled
+
+from trioserve.errors import TaskLeak
+from trioserve.http.http1_reader import RequestReader
+from trioserve.structure.boundary import is_cancellation, is_scope_corruption
+from trioserve.structure.context import ASGIApp, ConnectionContext, Receive, Scope, Send
+
+if TYPE_CHECKING:
+    from trioserve.http.http1_turn import RequestTurn
+
+# Idle ones beyond these end.
+_MOST_SPARE = 4
+
+
+class Lane:
+    """One such task.
+
+    Attributes:
+        task: itself.
+        scope: what the request is cancelled by that it has to itself.
+        connection: whose request it runs, or has run last.
+        readers: whose requests are to be run when it is woken.
+    """
+
+    __slots__ = ("_turn", "connection", "readers", "scope", "task")
+
+    def __init__(self, turn: RequestTurn) -> None:
+        self._turn = turn
+        self.task = current_task()
+        self.scope = trio.CancelScope()
+        self.connection: ConnectionContext | None = None
+        self.readers: list[RequestReader] = []
+
+    def __repr__(self) -> str:
+        return f"<Lane {'idle' if self in self._turn.spare else f'of {self.connection!r}'}>"
+
+    def abort(self, _raise_cancel: Callable[[], Any]) -> Abort:
+        """Cancelled while it was waiting for work."""
+        self._turn.spare.remove(self)
+        return Abort.SUCCEEDED
+
+    def run_all(self) -> tuple[RequestReader, Begun] | None:
+        """Run the app on all requests until it waits for something; the request that it waits in, if there is one."""
+        turn, task = self._turn, self.task
+        app, new_context = turn.app, turn.worker.base_context.copy
+        outbox = turn.outbox
+        readers, self.readers = self.readers, []
+        ended: list[RequestReader] = []
+        waiting: tuple[RequestReader, Begun] | None = None
+        is_over = False  # what is left is for the tasks of its connections
+        was_open = outbox.is_open
+        if not was_open:
+            outbox.open()
+        try:
+            for reader in readers:
+                if not reader.is_taken:
+                    continue  # its connection was cancelled meanwhile
+                if is_over:
+                    reader.wake()
+                    continue
+                self.connection, exchange, scope = reader.take_work()
+                context = new_context()
+                try:
+                    coroutine = app(scope, exchange.receive, exchange.send)
+                    trap = context.run(coroutine.send, None)
+                except StopIteration:
+                    pass
+                except BaseException as error:
+                    reader.run_error = error
+                else:
+                    waiting = reader, Begun(coroutine, trap)
+                    # From its next step on: so this is the context in which the app goes on.
+                    task.context = context
+                    is_over = True
+                    continue
+                ended.append(reader)
+                if task.child_nurseries:
+                    reader.run_error = _leak(reader.run_error)
+                    is_over = True
+        finally:
+            if was_open:
+                outbox.flush()
+            else:
+                outbox.close()
+        for reader in ended:
+            reader.finish()
+        return waiting
+
+
+def _leak(error: BaseException | None) -> TaskLeak:
+    leak = TaskLeak("the app ended with a nursery still open in its task")
+    leak.__cause__ = error
+    return leak
+
+
+class Begun:
+    """A coroutine whose first step was taken already; awaiting it takes the others.
+
+    `cr_frame` and `cr_await` are what `trio.lowlevel.Task.iter_await_frames` follows: so whoever looks at the task sees
+    where the app waits.
+    """
+
+    __slots__ = ("_coroutine", "_first", "send", "throw")
+
+    def __init__(self, coroutine: Coroutine[Any, Any, object], first: object) -> None:
+        self._coroutine = coroutine
+        self._first: Any = (first,)
+        self.send = coroutine.send
+        self.throw = coroutine.throw
+
+    def __await__(self) -> Begun:
+        return self
+
+    def __iter__(self) -> Begun:
+        return self
+
+    def __next__(self) -> Any:
+        if self._first is not None:
+            (first,), self._first = self._first, None
+            return first
+        return self.send(None)
+
+    def close(self) -> None:
+        """End the coroutine."""
+        self._coroutine.close()
+
+    @property
+    def cr_frame(self) -> Any:
+        """The coroutine's frame."""
+        return self._coroutine.cr_frame  # type: ignore[attr-defined]  # a native one
+
+    @property
+    def cr_await(self) -> Any:
+        """What the coroutine awaits."""
+        return self._coroutine.cr_await  # type: ignore[attr-defined]  # as above
+
+
+def as_coroutine_function(app: ASGIApp) -> Callable[[Scope, Receive, Send], Coroutine[Any, Any, object]]:
+    """The app as something that does nothing when it is called but to return a native coroutine."""
+    function = app if isinstance(app, types.FunctionType | types.MethodType) else type(app).__call__
+    code = getattr(function, "__code__", None)
+    if code is not None and code.co_flags & inspect.CO_COROUTINE:
+        return app  # type: ignore[return-value]  # as the flag says
+
+    async def call(scope: Scope, receive: Receive, send: Send) -> None:
+        await app(scope, receive, send)
+
+    return call
+
+
+async def serve_lane(turn: RequestTurn) -> None:
+    """Run what there is to run, again and again. Nothing that an app raises comes out of it."""
+    lane = Lane(turn)
+    worker = turn.worker
+    worker.lanes.add(lane)
+    turn.note_started()
+    try:
+        while len(turn.spare) < _MOST_SPARE and not lane.task.child_nurseries:
+            # A scope for each turn: if an app leaves one of its own open, it shows here.
+            with trio.CancelScope() as lane.scope:
+                turn.spare.append(lane)
+                await wait_task_rescheduled(lane.abort)
+                waiting = lane.run_all()
+                if waiting is not None:
+                    turn.note_wait()
+                    await _take_to_end(lane, *waiting)
+                    del waiting
+                else:
+                    turn.note_no_wait()
+            lane.connection = None
+    except BaseException as error:
+        if is_cancellation(error):
+            raise
+        if not (
+            lane.task.child_nurseries and is_scope_corruption(error)
+        ):  # else judged by who had the request
+            worker.boundary.judge_own(lane.connection, error)
+    finally:
+        worker.lanes.discard(lane)
+    if lane.task.child_nurseries:
+        await _stay(lane.task)
+
+
+async def _take_to_end(lane: Lane, reader: RequestReader, begun: Begun) -> None:
+    error: BaseException | None = None
+    reader.begin_wait(lane)
+    try:
+        await begun
+    except BaseException as raised:
+        error = raised
+    task = lane.task
+    if task.child_nurseries:
+        error = _leak(error)
+    task.context = lane._turn.worker.base_context.copy()
+    reader.end_wait(error)
+    if error is not None and is_cancellation(error):
+        try:
+            raise error
+        finally:
+            del error
+    del error
+
+
+async def _stay(task: trio.lowlevel.Task) -> None:
+    """Outlive the grace of a drain that a leaked nursery has begun: to end now would cancel all connections."""
+    for nursery in task.child_nurseries:
+        nursery.cancel_scope.cancel(reason="the app has left this nursery open")
+    await trio.sleep_forever()
