@@ -101,6 +101,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--plain", action="store_true", help="do not repeat tests in other modes (tests/modes.py)"
     )
+    parser.addoption("--lanes", action="store_true", help="run apps in lanes from the first request on")
 
 
 def pytest_configure(config: pytest.Config) -> None:

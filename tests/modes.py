@@ -7,6 +7,8 @@ runs the tests of a file, or one test, in these modes as well; of several marks 
 
 `tls`: HTTP/1.1 over TLS. `http2`: HTTP/2 in the clear, with a client that takes HTTP/1.1 as its notation. What a test
 says of chunks, of `Connection`, or of versions has no meaning there; what it says of requests and responses does.
+
+With `--lanes` apps run in a lane (`http1_lane.py`) also where a single request has come.
 """
 
 from __future__ import annotations
@@ -33,6 +35,7 @@ from tests.http.http2_client import Response as StreamResponse
 from tests.http.http2_serving import LastingPeer
 from tests.net.sockets import HUBS
 from trioserve import testing
+from trioserve.http import http1_turn
 from trioserve.testing import RawClient, Response
 
 #: Fields that speak of a connection, and what HTTP/2 says otherwise.
@@ -306,9 +309,12 @@ def make_mode(name: str) -> testing.Mode:
 
 
 @pytest.fixture(autouse=True)
-def mode(request: pytest.FixtureRequest) -> Iterator[str]:
+def mode(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """The mode that this test runs in: "plain", "tls" or "http2"."""
     name = getattr(request, "param", "plain")
+    if request.config.getoption("--lanes"):
+        for constant, value in (("_ENOUGH_FOR_LANE", 1), ("_REQUESTS_APART", 0), ("_MOST_APART", 0)):
+            monkeypatch.setattr(http1_turn, constant, value)
     if name == "plain":
         yield name
         return

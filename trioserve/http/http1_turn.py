@@ -9,6 +9,7 @@ app (`http1_lane.py`). Who is not to be served in this way is handed to the task
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -58,8 +59,9 @@ class RequestTurn:
         return f"<RequestTurn with {len(self.spare)} spare lanes>"
 
     def open(self, start_soon: Callable[..., Any]) -> None:
-        """From now on lanes may be started, in the nursery of the connections."""
+        """From now on lanes may be started, in the nursery of the connections; the first is."""
         self._start_soon = start_soon
+        self._start_lane()
 
     def take(self, readers: list[RequestReader]) -> int:
         """Serve those who have read something; returns how many tasks were woken for that."""
@@ -99,13 +101,16 @@ class RequestTurn:
         if self.spare:
             return self.spare.pop()
         if self._start_soon is not None and not self._is_starting:
-            self._is_starting = True
-            self.worker.base_context.copy().run(self._start_lane)
+            self._start_lane()
         return None
 
     def _start_lane(self) -> None:
         assert self._start_soon is not None
-        self._start_soon(serve_lane, self, name="lane")
+        self._is_starting = True
+        # Its context is the lifespan's: start_soon copies the one it is called in.
+        self.worker.base_context.copy().run(
+            functools.partial(self._start_soon, name="lane"), serve_lane, self
+        )
 
     def note_started(self) -> None:
         """A lane has begun."""
