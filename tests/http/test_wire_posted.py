@@ -19,6 +19,7 @@ from tests.http.feeding import head
 from tests.http.test_wire_framing import App, bare
 from tests.http.test_wire_quick import Log, at_rest, unhurried  # noqa: F401  (a fixture)
 from tests.waiting import until
+from trioserve.http import http1_turn
 from trioserve.net import epoll_hub
 from trioserve.observe.in_flight import InFlightTable
 from trioserve.structure.context import ConnectionContext
@@ -31,6 +32,12 @@ SECOND = head("GET /second HTTP/1.1")
 
 # Fits into one write, but not into buffers that were made small.
 BODY = b"0123456789abcdef" * 1000
+
+
+@pytest.fixture(autouse=True)
+def no_lanes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """This is about responses of tasks."""
+    monkeypatch.setattr(http1_turn, "_ENOUGH_FOR_LANE", 1000)
 
 
 @pytest.fixture

@@ -17,7 +17,7 @@ from trio.testing import wait_all_tasks_blocked
 
 from tests.apps import respond
 from tests.http.test_wire_framing import GET, App, bare
-from tests.http.test_wire_posted import posting, unhurried  # noqa: F401  (fixtures)
+from tests.http.test_wire_posted import no_lanes, posting, unhurried  # noqa: F401  (fixtures)
 from tests.http.test_wire_quick import Log, at_rest
 from tests.waiting import until
 from trioserve.http.http1_exchange import Http1Exchange

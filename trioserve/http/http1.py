@@ -107,11 +107,7 @@ class Http1:
                     if worker.draining and connection.idle and not connection.may_get_last_request():
                         await self._finish_posted()
                         return
-                    try:
-                        await watch.wait_readable(task, pull)
-                    except BaseException:
-                        reader.withdraw()
-                        raise
+                    await watch.wait_readable(task, pull)
                     if reader.has_head:
                         break
                     if connection.exchange is not None:

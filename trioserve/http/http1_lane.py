@@ -71,7 +71,7 @@ class Lane:
             outbox.open()
         try:
             for reader in readers:
-                if not reader.is_taken:
+                if reader.watch.taken is None:
                     continue  # its connection was cancelled meanwhile
                 if is_over:
                     reader.wake()

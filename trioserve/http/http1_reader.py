@@ -51,20 +51,21 @@ class RequestReader:
         answer: to the request whose head the engine has, if it has an answer which was not sent, or only in part.
         has_head: there is a whole head, and its request is counted; the task takes this back.
         scope: for the app, once the connection has an exchange for it; who runs the app takes it.
-        is_taken: nobody wakes the task but `wake`: its request is about to be run in a lane, or was.
         run_error: what the app has raised there.
+        watch: the connection's; `watch.taken` is its task while the app is to be run in a lane, or has been.
         was_run: the app was run, or is being, in a lane; then `end_of_run` tells how it ended.
     """
 
     __slots__ = (
         "_ask", "_asks_early", "_connection", "_data", "_engine", "_error", "_is_awaited", "_keep_alive", "_lane",
-        "_listed_method", "_most_requests", "_root_path", "_times", "answer", "has_head", "is_taken", "run_error",
-        "scope", "was_run",
+        "_listed_method", "_most_requests", "_root_path", "_times", "answer", "has_head", "run_error", "scope",
+        "was_run", "watch",
     )  # fmt: skip
 
     def __init__(self, connection: ConnectionContext, engine: Engine, quick: Quick | None) -> None:
         self._connection = connection
         self._engine = engine
+        self.watch = connection.transport.watch
         self._ask = None if quick is None else quick[0]
         self._root_path = "" if quick is None else quick[1]
         worker = connection.worker
@@ -81,7 +82,7 @@ class RequestReader:
         self._error: BaseException | None = None
         self._listed_method = ""
         self.scope: Scope | None = None
-        self.is_taken = self.was_run = self._is_awaited = False
+        self.was_run = self._is_awaited = False
         self._lane: Lane | None = None
         self.run_error: BaseException | None = None
 
@@ -149,16 +150,12 @@ class RequestReader:
         return data
 
     def wake(self) -> None:
-        """Have the task see to the rest."""
-        connection = self._connection
-        watch = connection.transport.watch
-        if self.is_taken:
-            self.is_taken = False
-        elif watch.reader is connection.task:
-            watch.reader = None
-        else:
-            return  # it was woken, or cancelled
-        reschedule(connection.task, WOKEN)
+        """Have the task see to the rest, if it still waits."""
+        watch = self.watch
+        task = watch.taken or watch.reader
+        if task is not None:
+            watch.taken = watch.reader = None
+            reschedule(task, WOKEN)
 
     # -- answers without the app -----------------------------------------------------------------------------
 
@@ -256,7 +253,7 @@ class RequestReader:
         if is_over:
             self.has_head = False
             self._data = self._engine.leftover or None
-            if self._error is None and self._data is None and not self._connection.transport.watch.readable:
+            if self._error is None and self._data is None and not self.watch.readable:
                 return False
         self.wake()
         return True
@@ -268,7 +265,8 @@ class RequestReader:
         connection = self._connection
         worker = connection.worker
         engine = self._engine
-        watch = connection.transport.watch
+        watch = self.watch
+        task = watch.reader
         if (
             not engine.keep_alive
             or not engine.body_complete  # only the connection's task reads
@@ -276,7 +274,7 @@ class RequestReader:
             or worker.draining
             or watch.hangup
             or connection.requests >= self._most_requests
-            or watch.reader is not connection.task
+            or task is None
         ):
             self.wake()
             return False
@@ -297,7 +295,7 @@ class RequestReader:
             if engine.method is not self._listed_method:
                 self._listed_method = slot.write_method(engine.method)
             slot.path.value = scope["raw_path"][:PATH_SIZE]
-        self.is_taken = True
+        watch.taken = task
         watch.reader = None
         return True
 
@@ -306,10 +304,6 @@ class RequestReader:
         connection = self._connection
         scope, self.scope = self.scope, None
         return connection, connection.exchange, scope  # type: ignore[return-value]  # from `prepare`
-
-    def withdraw(self) -> None:
-        """The task has left its wait by itself: it was cancelled, and nobody shall run the app."""
-        self.is_taken = False
 
     def finish(self) -> None:
         """The app has ended without waiting for anything: be ready for the next request, or have the task see to it."""
@@ -342,12 +336,11 @@ class RequestReader:
         if deadline < connection.armed_at:
             worker.deadlines.arm(connection)
         self._data = engine.leftover or None
-        watch = transport.watch
+        watch = self.watch
         if self._data is not None or watch.readable:
             self.wake()
         else:
-            self.is_taken = False
-            watch.reader = connection.task
+            watch.reader, watch.taken = watch.taken, None
 
     def begin_wait(self, lane: Lane) -> None:
         """The app waits for something: it goes on in `lane`, and the task in `end_of_run`."""

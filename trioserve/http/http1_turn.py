@@ -86,10 +86,9 @@ class RequestTurn:
             return woken + len(readers)
         ready = [reader for reader in readers if reader.prepare()]
         if ready:
+            self.spare.remove(lane)
             lane.readers = ready
             reschedule(lane.task, WOKEN)
-        else:
-            self.spare.append(lane)
         return woken + len(readers) - len(ready)
 
     def _find_lane(self, requests: int) -> Lane | None:
@@ -99,7 +98,7 @@ class RequestTurn:
             self._apart -= requests
             return None
         if self.spare:
-            return self.spare.pop()
+            return self.spare[-1]
         if self._start_soon is not None and not self._is_starting:
             self._start_lane()
         return None

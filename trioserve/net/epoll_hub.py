@@ -91,7 +91,7 @@ class EpollWatch(Watch):
         return wait_task_rescheduled(self._abort_hangup)  # noqa: ASYNC105 - the caller awaits it
 
     def _abort_read(self, _raise_cancel: Callable[[], Any]) -> Abort:
-        self.reader = None
+        self.reader = self.taken = None
         return Abort.SUCCEEDED
 
     def _abort_write(self, _raise_cancel: Callable[[], Any]) -> Abort:
@@ -133,7 +133,7 @@ class EpollWatch(Watch):
             self._hub.forget(self.fd)
             self.on_hangup = self.on_readable = self.on_writable = self.look_ahead = None
             self._push = self.pull = None
-            for name in ("reader", "writer", "hangup_waiter"):
+            for name in ("reader", "taken", "writer", "hangup_waiter"):
                 task = getattr(self, name)
                 if task is not None:
                     setattr(self, name, None)

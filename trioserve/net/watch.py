@@ -47,6 +47,8 @@ class Watch:
         readable: reading may yield something (data, FIN or an error); False only after it was seen empty.
         hangup: the peer has sent its FIN, or the connection is reset; nothing arrives after what is buffered.
         reset: both directions are dead (RST, or both sides shut down): writing is pointless.
+        taken: the task that waits to read, while somebody else does in its place what it waits for: no event ends its
+            wait, only who has put it here from `reader`, its cancellation, and `close`.
         on_hangup: called when `hangup` or `reset` turns True: by the hub, or by whoever meets it first while reading
             or writing. It must not raise.
         on_readable: called from the hub's task when something has arrived and no task waits to read: for a protocol
@@ -61,7 +63,7 @@ class Watch:
 
     __slots__ = (
         "_on_writable", "_writer", "closed", "fd", "hangup", "hangup_waiter", "look_ahead", "on_hangup", "on_readable",
-        "readable", "reader", "reads_when_writable", "reset", "writes_when_readable", "writing",
+        "readable", "reader", "reads_when_writable", "reset", "taken", "writes_when_readable", "writing",
     )  # fmt: skip
 
     calls_on_writable: ClassVar[bool] = False
@@ -73,6 +75,7 @@ class Watch:
         self.reset = False
         self.closed = False
         self.reader: Task | None = None
+        self.taken: Task | None = None
         self.writing = False
         self._writer: Task | None = None
         self.hangup_waiter: Task | None = None

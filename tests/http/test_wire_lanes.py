@@ -1,0 +1,593 @@
+"""Apps that run in a lane, on all requests of a turn: nobody can tell, but by what it costs."""
+
+from __future__ import annotations
+
+import contextvars
+import gc
+import logging
+import weakref
+from collections import Counter
+from typing import Any
+
+import pytest
+import trio
+import trio.testing
+
+from tests.apps import read_body, respond
+from tests.http.feeding import head
+from tests.http.test_wire_posted import BODY, GET, SECOND, Served, narrow, serving_at_rest
+from tests.http.test_wire_quick import Log, at_rest, steps_of, unhurried  # noqa: F401  (a fixture)
+from tests.waiting import until
+from trioserve.http import http1_lane, http1_turn
+from trioserve.observe.in_flight import InFlightTable
+from trioserve.observe.task_tree import dump_tasks
+from trioserve.structure import blocked_loop
+
+pytestmark = pytest.mark.modes("tls", because="HTTP/2 has lanes of its own")
+
+
+@pytest.fixture(autouse=True)
+def always(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A single request is enough, and an app may wait."""
+    for constant, value in (("_ENOUGH_FOR_LANE", 1), ("_REQUESTS_APART", 0), ("_MOST_APART", 0)):
+        monkeypatch.setattr(http1_turn, constant, value)
+
+
+def in_lane() -> bool:
+    return trio.lowlevel.current_task().name == "lane"
+
+
+def lanes(served: Served) -> list[Any]:
+    return list(served.server.worker.context.lanes)
+
+
+async def all_at_rest(served: Served) -> None:
+    for connection in served.connections:
+        await at_rest(connection)
+
+
+# -- an app that waits for nothing ---------------------------------------------------------------------------
+
+
+async def test_no_connections_task_is_woken(engine: str) -> None:
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await respond(send, b"lane" if in_lane() else b"task")
+
+    async with serving_at_rest(app, 5, http_engine=engine) as served:
+        log = served.server.worker.context.access_log = Log()  # type: ignore[assignment]
+        for turn in range(1, 4):
+            with steps_of(served.connection) as steps:
+                served.ask()
+                for client in served.clients:
+                    assert (await client.read_response()).body == b"lane"
+                await all_at_rest(served)
+            assert steps.count == 0
+            assert [connection.requests for connection in served.connections] == [1 + turn] * 5
+            assert {connection.phase for connection in served.connections} == {"keep_alive"}
+        assert [(entry.target, entry.status, entry.outcome) for entry in log.entries] == [
+            (b"/first", 200, "complete")
+        ] * 15
+        assert served.server.worker.context.in_flight == 0
+
+
+async def test_each_request_has_a_fresh_context() -> None:
+    seen = contextvars.ContextVar("seen", default="nothing")
+    found: list[str] = []
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        assert in_lane()
+        found.append(seen.get())
+        seen.set("something")
+        if scope["path"] == "/second":
+            await trio.lowlevel.checkpoint()
+            found.append(seen.get())
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(child)
+        await respond(send)
+
+    async def child() -> None:
+        found.append(seen.get())
+
+    async with serving_at_rest(app, 3) as served:
+        served.ask()
+        for client in served.clients:
+            await client.read_response()
+        assert found == ["nothing"] * 3
+        found.clear()
+        for _ in range(2):
+            await all_at_rest(served)
+            assert (await served.client.get("/second")).status == 200
+        assert found == ["nothing", "something", "something"] * 2
+        found.clear()
+        await at_rest(served.connection)
+        assert (await served.client.get("/first")).status == 200
+        assert found == ["nothing"]
+
+
+class AsObject:
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        await respond(send, b"object" if in_lane() else b"")
+
+
+_of_call: contextvars.ContextVar[bool] = contextvars.ContextVar("of_call", default=False)
+
+
+def as_function(scope: Any, receive: Any, send: Any) -> Any:
+    """What it does before there is anything to await is done in the request's context, too."""
+    assert not _of_call.get()
+    _of_call.set(True)
+    return respond(send, b"function" if in_lane() else b"")
+
+
+@pytest.mark.parametrize(("app", "body"), [(AsObject(), b"object"), (as_function, b"function")])
+async def test_apps_come_in_many_forms(app: Any, body: bytes) -> None:
+    # Not behind a function of the test's.
+    from tests.http.test_wire_framing import bare
+
+    async with bare(app, hub="epoll", lifespan="off") as server, server.connect() as client:
+        for _ in range(3):
+            await trio.testing.wait_all_tasks_blocked()
+            assert (await client.get("/")).body == body
+
+
+@pytest.mark.parametrize("read", [False, True])
+async def test_a_body_that_came_with_the_head(engine: str, *, read: bool) -> None:
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        assert in_lane()
+        await respond(send, await read_body(receive) if read else b"unread")
+
+    request = head("POST /first HTTP/1.1", "Content-Length: 4") + b"body"
+    async with serving_at_rest(app, http_engine=engine) as served:
+        for _ in range(3):
+            served.ask(request)
+            assert (await served.client.read_response()).body == (b"body" if read else b"unread")
+            await at_rest(served.connection)
+
+
+async def test_a_body_that_is_still_to_come_is_the_tasks(engine: str) -> None:
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        assert not in_lane()
+        await respond(send, await read_body(receive))
+
+    async with serving_at_rest(app, http_engine=engine) as served:
+        served.ask(head("POST /first HTTP/1.1", "Content-Length: 4") + b"bo")
+        await until(lambda: served.connection.phase == "request_body")
+        served.ask(b"dy")
+        assert (await served.client.read_response()).body == b"body"
+
+
+async def test_pipelined_requests_are_answered_in_order(engine: str) -> None:
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await respond(send, scope["raw_path"])
+
+    async with serving_at_rest(app, http_engine=engine) as served:
+        served.ask((GET + SECOND) * 3)
+        bodies = [(await served.client.read_response()).body for _ in range(6)]
+    assert bodies == [b"/first", b"/second"] * 3
+
+
+@pytest.mark.parametrize("last", [head("GET / HTTP/1.1", "Connection: close"), head("GET / HTTP/1.0")])
+async def test_the_last_request_of_a_connection(last: bytes) -> None:
+    async with serving_at_rest(lambda scope, receive, send: respond(send, b"last")) as served:
+        served.ask(last)
+        assert (await served.client.read_response()).body == b"last"
+        assert await served.client.receive() == b""
+
+
+async def test_a_request_is_in_flight_while_it_runs() -> None:
+    found: list[Any] = []
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        found.append([request.path for request in table.read()])
+        await respond(send)
+
+    table = InFlightTable.create()
+    try:
+        async with serving_at_rest(app, in_flight=table) as served:
+            # The connection has its slot from its first request on.
+            for _ in range(2):
+                served.ask()
+                await served.client.read_response()
+                await at_rest(served.connection)
+                assert table.read() == []
+        assert found[-1] in ([], ["/first"])
+    finally:
+        table.close()
+
+
+async def test_a_peer_that_does_not_read_is_its_tasks_affair() -> None:
+    async with serving_at_rest(lambda scope, receive, send: respond(send, BODY)) as served:
+        narrow(served)
+        log = served.server.worker.context.access_log = Log()  # type: ignore[assignment]
+        served.ask()
+        await until(lambda: served.connection.phase == "response_write")
+        response = await served.client.read_response()
+        assert (response.body, response.complete) == (BODY, True)
+        await at_rest(served.connection)
+        assert [entry.outcome for entry in log.entries] == ["complete"]
+        assert (await served.client.get("/warm")).body == b"warm"
+
+
+async def test_a_peer_that_is_gone_when_the_response_leaves() -> None:
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        served.client.reset()
+        await respond(send)
+
+    async with serving_at_rest(app) as served:
+        log = served.server.worker.context.access_log = Log()  # type: ignore[assignment]
+        served.ask()
+        await served.server.wait_idle()
+        assert len(log.entries) == 1
+        assert served.server.worker.context.counters.faults == {}
+
+
+async def test_neither_lane_nor_connection_holds_anything_of_a_request() -> None:
+    class Resource:
+        pass
+
+    gone: list[weakref.ref[Any]] = []
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        scope["resource"] = resource = Resource()
+        gone.append(weakref.ref(resource))
+        gone.append(weakref.ref(served.connection.exchange))
+        if scope["path"] == "/second":
+            await trio.lowlevel.checkpoint()
+        await respond(send)
+        if scope["path"] == "/third":
+            raise RuntimeError("a bug in what follows")
+
+    async with serving_at_rest(app) as served:
+        gc.collect()
+        gc.disable()
+        logging.disable(logging.CRITICAL)  # pytest would keep the error
+        try:
+            for path in ("/first", "/second", "/third"):
+                assert (await served.client.get(path)).status == 200
+                if path != "/third":
+                    await at_rest(served.connection)
+                else:
+                    await served.server.wait_idle()
+                await until(lambda: len(http_turn(served).spare) == 1)
+                assert [ref() for ref in gone] == [None] * len(gone), path
+        finally:
+            logging.disable(logging.NOTSET)
+            gc.enable()
+
+
+def http_turn(served: Served) -> Any:
+    return served.server.worker._turn
+
+
+# -- an app that waits ---------------------------------------------------------------------------------------
+
+
+async def test_who_waits_has_the_lane_and_the_others_of_the_turn_their_tasks() -> None:
+    go = trio.Event()
+    found: list[tuple[int, bool]] = []
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        number = len(found)
+        found.append((number, in_lane()))
+        if number == 2:
+            await go.wait()
+        await respond(send, b"%d" % number)
+
+    async with serving_at_rest(app, 5) as served:
+        served.ask()
+        await until(lambda: len(found) == 5)
+        await trio.testing.wait_all_tasks_blocked()
+        assert found == [(0, True), (1, True), (2, True), (3, False), (4, False)]
+        assert served.server.worker.context.in_flight == 1
+        tree = dump_tasks()
+        assert "test_who_waits_has_the_lane_and_the_others_of_the_turn_their_tasks.<locals>.app" in tree
+        assert len(lanes(served)) == 1
+        # There is no lane for these: a second is started.
+        idle = [client for number, client in enumerate(served.clients) if number != waiting(served)]
+        for client in idle:
+            assert (await client.read_response()).body != b"2"
+        for expected in (False, True):
+            found.clear()
+            found.extend([(9, False)] * 3)
+            assert (await idle[0].get("/")).body == b"3"
+            assert found[-1] == (3, expected)
+            await at_rest(served.connections[served.clients.index(idle[0])])
+        go.set()
+        assert (await served.clients[waiting_of(served, idle)].read_response()).body == b"2"
+        await all_at_rest(served)
+        await until(lambda: len(http_turn(served).spare) == 2)
+
+
+def waiting(served: Served) -> int:
+    """Whose request it is that waits."""
+    [number] = [
+        number for number, connection in enumerate(served.connections) if connection.exchange is not None
+    ]
+    return number
+
+
+def waiting_of(served: Served, idle: list[Any]) -> int:
+    [number] = [number for number, client in enumerate(served.clients) if client not in idle]
+    return number
+
+
+async def test_an_app_that_goes_on_after_its_response_holds_nothing_up() -> None:
+    go = trio.Event()
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await respond(send, b"whole")
+        await go.wait()
+        assert in_lane()
+
+    async with serving_at_rest(app) as served:
+        served.ask()
+        assert (await served.client.read_response()).body == b"whole"
+        assert served.connection.exchange is not None
+        go.set()
+        assert (await served.client.get("/warm")).body == b"warm"
+
+
+async def test_a_client_that_leaves_cancels_the_app(autojump_clock: Any) -> None:
+    ended: list[float] = []
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        assert in_lane()
+        try:
+            await trio.sleep(60)
+        finally:
+            ended.append(trio.current_time())
+
+    async with serving_at_rest(app, 2, disconnect_grace=3) as served:
+        context = served.server.worker.context
+        log = context.access_log = Log()  # type: ignore[assignment]
+        served.clients[0].sock.send(GET)
+        await until(lambda: served.connection.exchange is not None)
+        await trio.testing.wait_all_tasks_blocked()
+        began = trio.current_time()
+        served.client.reset()
+        await trio.sleep(4)
+        assert len(context.connections) == 1
+        assert [round(at - began, 1) for at in ended] == [3.0]
+        assert context.counters.faults == {}
+        assert [entry.outcome for entry in log.entries] == ["peer gone"]
+        # The lane is as good as new.
+        assert (await served.clients[1].get("/warm")).body == b"warm"
+        await until(lambda: len(http_turn(served).spare) == 1)
+
+
+async def test_receive_tells_of_a_client_that_leaves() -> None:
+    told: list[str] = []
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        assert in_lane()
+        told.append((await receive())["type"])
+        told.append((await receive())["type"])
+
+    async with serving_at_rest(app) as served:
+        served.ask()
+        await until(lambda: told)
+        served.client.close()
+        await served.server.wait_idle()
+        assert told == ["http.request", "http.disconnect"]
+        assert served.server.worker.context.counters.faults == {"C2": 1}
+
+
+@pytest.mark.parametrize("swallow", [False, True])
+async def test_a_request_that_takes_too_long(autojump_clock: Any, *, swallow: bool) -> None:
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        assert in_lane()
+        try:
+            await trio.sleep(60)
+        except trio.Cancelled:
+            if not swallow:
+                raise
+
+    async with serving_at_rest(app, request_timeout=7) as served:
+        began = trio.current_time()
+        response = await served.client.get("/first")
+        assert trio.current_time() - began == pytest.approx(7, abs=0.2)
+        assert response.status == (500 if swallow else 503)
+        assert served.server.worker.context.counters.late == {"request": 1}
+
+
+async def test_a_drain_cancels_what_is_still_there_in_the_end(autojump_clock: Any) -> None:
+    cancelled: list[bool] = []
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        try:
+            await trio.sleep_forever()
+        finally:
+            cancelled.append(in_lane())
+
+    async with serving_at_rest(app, 3, graceful_timeout=5) as served:
+        served.ask()
+        await until(lambda: served.server.worker.context.in_flight == 3)
+        served.server.worker.context.drain.begin("test")
+        assert (await served.client.read_response()).status == 503
+    assert sorted(cancelled) == [False, False, True]
+
+
+async def test_the_callers_cancellation_is_not_lost(autojump_clock: Any) -> None:
+    cleaned: list[bool] = []
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        try:
+            await trio.sleep_forever()
+        finally:
+            with trio.move_on_after(1, shield=True):
+                await trio.sleep(0.5)
+                cleaned.append(in_lane())
+
+    with trio.fail_after(30), trio.CancelScope() as scope:
+        async with serving_at_rest(app) as served:
+            served.ask()
+            await until(lambda: served.connection.exchange is not None)
+            await trio.testing.wait_all_tasks_blocked()
+            scope.cancel()
+            await trio.lowlevel.checkpoint()
+    assert scope.cancelled_caught
+    assert cleaned == [True]
+
+
+async def test_a_connection_that_is_cancelled_before_the_lane_has_its_turn() -> None:
+    called: list[str] = []
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        called.append(scope["path"])
+        await respond(send)
+
+    async with serving_at_rest(app, 2) as served:
+        hub: Any = served.server.worker.context.hub
+        go_on = hub.on_pulled
+
+        def go_on_and_cancel(pulled: list[Any]) -> int:
+            hub.on_pulled = go_on
+            woken: int = go_on(pulled)
+            served.connection.late = "request"
+            served.connection.scope.cancel()
+            return woken
+
+        hub.on_pulled = go_on_and_cancel
+        served.ask()
+        assert (await served.client.read_response()).status == 503
+        assert (await served.clients[1].read_response()).status == 200
+        assert called == ["/first"]
+
+
+# -- an app that is wrong ------------------------------------------------------------------------------------
+
+
+class Quits(BaseException):
+    pass
+
+
+@pytest.mark.parametrize("waits", [False, True])
+@pytest.mark.parametrize(
+    ("error", "row"),
+    [
+        (RuntimeError("a bug"), "A1"),
+        (StopAsyncIteration(), "A1"),
+        (SystemExit(7), "X1"),
+        (Quits(), "X3"),
+        (ExceptionGroup("two", [ValueError(), TypeError()]), "A1"),
+        (None, "A5"),
+    ],
+    ids=lambda value: type(value).__name__ if not isinstance(value, str) else "",
+)
+async def test_its_error_is_judged_as_anywhere(
+    error: BaseException | None, row: str, *, waits: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        called.append(in_lane())
+        if len(called) != 2:
+            await respond(send)
+            return
+        if waits:
+            await trio.lowlevel.checkpoint()
+        if error is not None:
+            raise error
+
+    called: list[bool] = []
+    async with serving_at_rest(app, 3) as served:
+        served.ask()
+        statuses = Counter([(await client.read_response()).status for client in served.clients])
+        assert statuses in ({200: 2, 500: 1}, {200: 2, 503: 1})
+        assert served.server.worker.context.counters.faults == {row: 1}
+        assert called[:2] == [True, True]
+
+
+async def test_a_nursery_that_is_left_open(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        called.append(in_lane())
+        if len(called) == 2:
+            await trio.open_nursery().__aenter__()
+        await respond(send)
+
+    called: list[bool] = []
+    async with serving_at_rest(app, 4, graceful_timeout=1) as served:
+        served.ask()
+        for client in served.clients:
+            assert (await client.read_response()).status == 200
+        await until(lambda: served.server.worker.context.counters.faults)
+        assert served.server.worker.context.counters.faults == {"B1": 1}
+        assert called == [True, True, False, False]
+        assert served.server.failure is not None
+
+
+async def test_a_cancel_scope_that_is_left_open() -> None:
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        trio.CancelScope().__enter__()
+        await respond(send)
+
+    async with serving_at_rest(app, graceful_timeout=1) as served:
+        served.ask()
+        assert (await served.client.read_response()).status == 200
+        await until(lambda: served.server.worker.context.counters.faults)
+        assert served.server.worker.context.counters.faults == {"B1": 1}
+
+
+async def test_who_blocks_the_loop_in_a_lane_is_found() -> None:
+    found: list[Any] = []
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        assert in_lane()
+        worker = served.server.worker.context
+        found.append(blocked_loop._find_connection(worker, trio.lowlevel.current_task()))
+        await respond(send)
+
+    async with serving_at_rest(app, 3) as served:
+        served.ask()
+        for client in served.clients:
+            await client.read_response()
+        assert sorted(found, key=lambda connection: connection.id) == served.connections
+
+
+# -- how many, and when --------------------------------------------------------------------------------------
+
+
+async def test_an_app_that_waits_goes_to_the_tasks_for_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(http1_turn, "_REQUESTS_APART", 4)
+    monkeypatch.setattr(http1_turn, "_MOST_APART", 8)
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        found.append(in_lane())
+        if waits:
+            await trio.lowlevel.checkpoint()
+        await respond(send)
+
+    async def ask(times: int) -> str:
+        found.clear()
+        for _ in range(times):
+            assert (await served.client.get("/")).status == 200
+            await at_rest(served.connection)
+        return "".join("-L"[lane] for lane in found)
+
+    found: list[bool] = []
+    waits = True
+    async with serving_at_rest(app) as served:
+        assert await ask(25) == "L----" + "L--------" * 2 + "L-"
+        waits = False
+        assert await ask(10) == "-------LLL"
+        waits = True
+        assert await ask(6) == "L----L"
+
+
+async def test_lanes_that_are_not_needed_any_more_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(http1_lane, "_MOST_SPARE", 2)
+    go = trio.Event()
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await go.wait()
+        await respond(send)
+
+    async with serving_at_rest(app, 6) as served:
+        for client in served.clients:
+            client.sock.send(GET)
+            await trio.testing.wait_all_tasks_blocked()
+            await trio.testing.wait_all_tasks_blocked()
+        assert len(lanes(served)) > 2
+        go.set()
+        for client in served.clients:
+            assert (await client.read_response()).status == 200
+        await until(lambda: len(lanes(served)) == 2)
+        assert len(http_turn(served).spare) == 2
