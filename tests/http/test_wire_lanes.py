@@ -5,8 +5,10 @@ from __future__ import annotations
 import contextvars
 import gc
 import logging
+import time
 import weakref
 from collections import Counter
+from contextlib import suppress
 from typing import Any
 
 import pytest
@@ -452,6 +454,30 @@ async def test_a_connection_that_is_cancelled_before_the_lane_has_its_turn() -> 
         assert (await served.client.read_response()).status == 503
         assert (await served.clients[1].read_response()).status == 200
         assert called == ["/first"]
+        assert served.server.worker.context.counters.faults == {}
+
+
+async def test_time_outs_in_a_loop_that_is_held_up() -> None:
+    """A connection is cancelled in the very batch in which the lane has its turn."""
+
+    async def blocker() -> None:
+        while True:
+            await trio.lowlevel.checkpoint()
+            time.sleep(0.06)
+
+    async def ask(client: Any) -> None:
+        with suppress(OSError, EOFError):
+            for _ in range(3):
+                await client.get("/x")
+
+    async with serving_at_rest(lambda scope, receive, send: respond(send), 6, request_timeout=0.02) as served:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(blocker)
+            async with trio.open_nursery() as asking:
+                for client in served.clients:
+                    asking.start_soon(ask, client)
+            nursery.cancel_scope.cancel()
+        assert served.server.worker.context.counters.faults == {}
 
 
 # -- an app that is wrong ------------------------------------------------------------------------------------
@@ -514,9 +540,37 @@ async def test_a_nursery_that_is_left_open(monkeypatch: pytest.MonkeyPatch) -> N
         assert served.server.failure is not None
 
 
-async def test_a_cancel_scope_that_is_left_open() -> None:
+async def test_a_cancel_scope_that_is_left_open_is_none_of_the_others(autojump_clock: Any) -> None:
     async def app(scope: Any, receive: Any, send: Any) -> None:
-        trio.CancelScope().__enter__()
+        called.append(in_lane())
+        if len(called) == 2:
+            trio.move_on_after(0.2).__enter__()
+        else:
+            await trio.sleep(len(called) > 2)
+        await respond(send)
+
+    called: list[bool] = []
+    async with serving_at_rest(app, 4, graceful_timeout=5) as served:
+        log = served.server.worker.context.access_log = Log()  # type: ignore[assignment]
+        # One that is not waited for, since a wait would give the others of the turn to their tasks.
+        called.append(False)
+        served.ask()
+        for client in served.clients:
+            assert (await client.read_response()).status == 200
+        assert served.server.worker.context.counters.faults == {"B1": 1}
+        assert called[1:] == [True, False, False, False]
+        assert len(log.entries) == 4
+
+
+@pytest.mark.parametrize("scope_or_nursery", [trio.CancelScope, trio.open_nursery])
+async def test_nor_is_one_that_is_left_open_after_a_wait(scope_or_nursery: Any) -> None:
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await trio.lowlevel.checkpoint()
+        left_open = scope_or_nursery()
+        if hasattr(left_open, "__aenter__"):
+            await left_open.__aenter__()
+        else:
+            left_open.__enter__()
         await respond(send)
 
     async with serving_at_rest(app, graceful_timeout=1) as served:
@@ -524,6 +578,127 @@ async def test_a_cancel_scope_that_is_left_open() -> None:
         assert (await served.client.read_response()).status == 200
         await until(lambda: served.server.worker.context.counters.faults)
         assert served.server.worker.context.counters.faults == {"B1": 1}
+
+
+class BadLog(Log):
+    def log(self, entry: Any) -> None:
+        super().log(entry)
+        if len(self.entries) == 2:
+            raise OSError(28, "no space")
+
+
+@pytest.mark.parametrize("waits", [False, True])
+async def test_a_log_that_fails_costs_nobody_else(autojump_clock: Any, *, waits: bool) -> None:
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        called.append(scope)
+        if waits and len(called) == 5:
+            await trio.sleep(0.3)
+        await respond(send)
+
+    called: list[Any] = []
+    async with serving_at_rest(app, 5) as served:
+        log = served.server.worker.context.access_log = BadLog()  # type: ignore[assignment]
+        served.ask()
+        for client in served.clients:
+            assert (await client.read_response()).status == 200
+        await until(lambda: len(log.entries) == 6)
+        assert served.server.worker.context.counters.faults == {"S1": 1}
+        outcomes = Counter(entry.outcome for entry in log.entries)
+        assert outcomes == {"complete": 5, "server error": 1}
+
+
+async def test_what_is_raised_between_two_requests_strands_nobody() -> None:
+    async with serving_at_rest(lambda scope, receive, send: respond(send), 6) as served:
+        context = served.server.worker.context
+        base, calls = context.base_context, []
+
+        class Interrupted:
+            def copy(self) -> Any:
+                calls.append(1)
+                if len(calls) == 2:
+                    raise KeyboardInterrupt
+                return base.copy()
+
+        context.base_context = Interrupted()  # type: ignore[assignment]
+        served.ask()
+        for client in served.clients:
+            assert (await client.read_response()).status == 200
+
+
+async def test_a_log_may_wake_the_app_that_waits(autojump_clock: Any) -> None:
+    """Before trio knows that it waits, to wake it would be the end of the worker, should it be cancelled as well."""
+    event = trio.Event()
+
+    class Waking(Log):
+        def log(self, entry: Any) -> None:
+            super().log(entry)
+            event.set()
+            for connection in served.connections:
+                if connection.exchange is not None and connection.exchange is not entry:
+                    connection.scope.cancel()
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        called.append(scope)
+        if len(called) == 2:
+            await event.wait()
+        await respond(send)
+
+    called: list[Any] = []
+    async with serving_at_rest(app, 2) as served:
+        served.server.worker.context.access_log = Waking()  # type: ignore[assignment]
+        served.ask()
+        for client in served.clients:
+            with suppress(OSError):
+                await client.read_response()
+        assert served.server.worker.context.counters.faults == {}
+
+
+async def test_the_app_is_told_why_it_is_cancelled(autojump_clock: Any) -> None:
+    reasons: list[str | None] = []
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        try:
+            await trio.sleep_forever()
+        except trio.Cancelled as cancelled:
+            reasons.append(cancelled.reason)
+            raise
+
+    async with serving_at_rest(app, 1, request_timeout=2) as served:
+        assert (await served.client.get("/")).status == 503
+    async with serving_at_rest(app, 1, graceful_timeout=2) as served:
+        served.ask()
+        await until(lambda: served.connection.exchange is not None)
+        served.server.worker.context.drain.begin("a test")
+        assert (await served.client.read_response()).status == 503
+    assert reasons == ["late: request", "drain: a test"]
+
+
+async def test_the_method_in_the_table_is_right_whoever_runs_the_app() -> None:
+    found: list[Any] = []
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        found.append((scope["method"], [request.method for request in table.read()]))
+        await respond(send)
+
+    table = InFlightTable.create()
+    try:
+        async with serving_at_rest(app, in_flight=table) as served:
+            client = served.server.connect()
+            async with client:
+                await client.get("/warm")
+                for request in (
+                    GET * 2,
+                    head("POST /x HTTP/1.1", "Content-Length: 0"),
+                    head("GET /x HTTP/1.1", "Connection: close"),
+                ):
+                    await trio.testing.wait_all_tasks_blocked()
+                    await client.send(request)
+                    for _ in range(request.count(b"\r\n\r\n")):
+                        await client.read_response()
+        assert [method for method, _ in found] == ["GET", "GET", "POST", "GET"]
+        assert all(listed == [method] for method, listed in found)
+    finally:
+        table.close()
 
 
 async def test_who_blocks_the_loop_in_a_lane_is_found() -> None:

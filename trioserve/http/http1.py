@@ -94,7 +94,6 @@ class Http1:
         new_context = worker.base_context.copy
         path_cell: Any = None
         whole_cell: Any = None
-        listed_method = ""
         slot = connection.slot = None if worker.in_flight_table is None else worker.in_flight_table.take()
         if slot is not None:
             path_cell, whole_cell = slot.path, slot.whole
@@ -154,6 +153,8 @@ class Http1:
                     )
                 if timed or watch.hangup:
                     connection.begin_handler(exchange.started_at + request_timeout)
+            else:
+                reader.raise_error()
             assert exchange is not None
             if admission is not None:
                 await admission.acquire()
@@ -176,8 +177,8 @@ class Http1:
                         raw_path = scope["raw_path"]
                     if slot is not None:
                         # For the supervisor, should this be the end of the process.
-                        if engine.method is not listed_method:
-                            listed_method = slot.write_method(engine.method)
+                        if engine.method is not reader.listed_method:
+                            reader.listed_method = slot.write_method(engine.method)
                         try:
                             path_cell.value = raw_path
                         except ValueError:

@@ -38,9 +38,10 @@ class Lane:
         scope: what the request is cancelled by that it has to itself.
         connection: whose request it runs, or has run last.
         readers: whose requests are to be run when it is woken.
+        leaked: an app has left a nursery or a cancel scope open in here.
     """
 
-    __slots__ = ("_turn", "connection", "readers", "scope", "task")
+    __slots__ = ("_ended", "_opened", "_outside", "_turn", "connection", "leaked", "readers", "scope", "task")
 
     def __init__(self, turn: RequestTurn) -> None:
         self._turn = turn
@@ -48,6 +49,10 @@ class Lane:
         self.scope = trio.CancelScope()
         self.connection: ConnectionContext | None = None
         self.readers: list[RequestReader] = []
+        self.leaked = False
+        self._ended: list[RequestReader] = []
+        self._opened = False  # the outbox
+        self._outside: object = None  # where the apps begin, and have to be again when they end
 
     def __repr__(self) -> str:
         return f"<Lane {'idle' if self in self._turn.spare else f'of {self.connection!r}'}>"
@@ -58,24 +63,23 @@ class Lane:
         return Abort.SUCCEEDED
 
     def run_all(self) -> tuple[RequestReader, Begun] | None:
-        """Run the app on all requests until it waits for something; the request that it waits in, if there is one."""
+        """Run the app on all requests until it waits for something; the request that it waits in, if there is one.
+
+        That one has to be awaited at once: nothing may wake this task before trio knows that it waits.
+        """
         turn, task = self._turn, self.task
         app, new_context = turn.app, turn.worker.base_context.copy
-        outbox = turn.outbox
         readers, self.readers = self.readers, []
-        ended: list[RequestReader] = []
+        self._ended = ended = []
+        self._outside = outside = cancel_status(task)
+        self._opened = not turn.outbox.is_open
+        if self._opened:
+            turn.outbox.open()
         waiting: tuple[RequestReader, Begun] | None = None
-        is_over = False  # what is left is for the tasks of its connections
-        was_open = outbox.is_open
-        if not was_open:
-            outbox.open()
         try:
             for reader in readers:
                 if reader.watch.taken is None:
                     continue  # its connection was cancelled meanwhile
-                if is_over:
-                    reader.wake()
-                    continue
                 self.connection, exchange, scope = reader.take_work()
                 context = new_context()
                 try:
@@ -86,29 +90,79 @@ class Lane:
                 except BaseException as error:
                     reader.run_error = error
                 else:
-                    waiting = reader, Begun(coroutine, trap)
                     # From its next step on: so this is the context in which the app goes on.
                     task.context = context
-                    is_over = True
-                    continue
+                    waiting = reader, Begun(coroutine, trap)
+                    break
                 ended.append(reader)
-                if task.child_nurseries:
-                    reader.run_error = _leak(reader.run_error)
-                    is_over = True
+                if task.child_nurseries or cancel_status(task) is not outside:
+                    reader.run_error = self._note_leak(reader.run_error)
+                    break
         finally:
-            if was_open:
-                outbox.flush()
-            else:
-                outbox.close()
-        for reader in ended:
-            reader.finish()
+            if len(ended) < len(readers):
+                self._hand_back(readers, waiting)
+            if waiting is None:
+                self.finish_all()
         return waiting
 
+    def _hand_back(self, readers: list[RequestReader], waiting: tuple[RequestReader, Begun] | None) -> None:
+        """What was not run is for the tasks of its connections."""
+        seen_to = set(self._ended)
+        if waiting is not None:
+            seen_to.add(waiting[0])
+            waiting[0].begin_wait(self)
+            # Not now: what is sent or logged may wake whoever waits.
+            self._turn.worker.flusher.request(self.finish_all)
+        for reader in readers:
+            if reader not in seen_to and reader.watch.taken is not None:
+                reader.wake()
 
-def _leak(error: BaseException | None) -> TaskLeak:
-    leak = TaskLeak("the app ended with a nursery still open in its task")
-    leak.__cause__ = error
-    return leak
+    def finish_all(self) -> None:
+        """Send what was left in the outbox, and see to those whose app has ended."""
+        if self._opened:
+            self._turn.outbox.close()
+        else:
+            self._turn.outbox.flush()
+        ended, self._ended = self._ended, []
+        for reader in ended:
+            reader.finish()
+
+    async def take_to_end(self, reader: RequestReader, begun: Begun) -> None:
+        """Have an app that waits go on until it ends.
+
+        Raises:
+            trio.Cancelled: it was cancelled, and knows.
+        """
+        error: BaseException | None = None
+        try:
+            await begun
+        except BaseException as raised:
+            error = raised
+        if self.task.child_nurseries or cancel_status(self.task) is not self._outside:
+            error = self._note_leak(error)
+        self.task.context = self._turn.worker.base_context.copy()
+        reader.end_wait(error)
+        try:
+            if error is not None and is_cancellation(error):
+                raise error
+        finally:
+            del error
+
+    def _note_leak(self, error: BaseException | None) -> TaskLeak:
+        self.leaked = True
+        what = "nursery" if self.task.child_nurseries else "cancel scope"
+        leak = TaskLeak(f"the app ended with a {what} still open in its task")
+        leak.__cause__ = error
+        return leak
+
+
+def cancel_status(task: trio.lowlevel.Task) -> object:
+    """Something that is another one while a cancel scope is open in the task; always None if trio does not tell.
+
+    trio tells of scopes that were left open only to who leaves the one around them: a scope for each request would cost
+    as much as a lane saves, and without this the next requests would run in a scope that is not theirs.
+    """
+    return getattr(task, "_cancel_status", None)
 
 
 class Begun:
@@ -173,50 +227,28 @@ async def serve_lane(turn: RequestTurn) -> None:
     worker.lanes.add(lane)
     turn.note_started()
     try:
-        while len(turn.spare) < _MOST_SPARE and not lane.task.child_nurseries:
-            # A scope for each turn: if an app leaves one of its own open, it shows here.
+        while len(turn.spare) < _MOST_SPARE and not lane.leaked:
+            # Another for each turn, since it may be cancelled with the request that has it to itself.
             with trio.CancelScope() as lane.scope:
                 turn.spare.append(lane)
                 await wait_task_rescheduled(lane.abort)
                 waiting = lane.run_all()
-                if waiting is not None:
-                    turn.note_wait()
-                    await _take_to_end(lane, *waiting)
-                    del waiting
-                else:
+                if waiting is None:
                     turn.note_no_wait()
+                else:
+                    turn.note_wait()
+                    await lane.take_to_end(*waiting)
+                    waiting = None
             lane.connection = None
     except BaseException as error:
         if is_cancellation(error):
             raise
-        if not (
-            lane.task.child_nurseries and is_scope_corruption(error)
-        ):  # else judged by who had the request
+        if not (lane.leaked and is_scope_corruption(error)):  # else judged by who had the request
             worker.boundary.judge_own(lane.connection, error)
     finally:
         worker.lanes.discard(lane)
     if lane.task.child_nurseries:
         await _stay(lane.task)
-
-
-async def _take_to_end(lane: Lane, reader: RequestReader, begun: Begun) -> None:
-    error: BaseException | None = None
-    reader.begin_wait(lane)
-    try:
-        await begun
-    except BaseException as raised:
-        error = raised
-    task = lane.task
-    if task.child_nurseries:
-        error = _leak(error)
-    task.context = lane._turn.worker.base_context.copy()
-    reader.end_wait(error)
-    if error is not None and is_cancellation(error):
-        try:
-            raise error
-        finally:
-            del error
-    del error
 
 
 async def _stay(task: trio.lowlevel.Task) -> None:

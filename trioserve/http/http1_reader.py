@@ -52,13 +52,14 @@ class RequestReader:
         has_head: there is a whole head, and its request is counted; the task takes this back.
         scope: for the app, once the connection has an exchange for it; who runs the app takes it.
         run_error: what the app has raised there.
+        listed_method: what stands in the connection's slot.
         watch: the connection's; `watch.taken` is its task while the app is to be run in a lane, or has been.
         was_run: the app was run, or is being, in a lane; then `end_of_run` tells how it ended.
     """
 
     __slots__ = (
         "_ask", "_asks_early", "_connection", "_data", "_engine", "_error", "_is_awaited", "_keep_alive", "_lane",
-        "_listed_method", "_most_requests", "_root_path", "_times", "answer", "has_head", "run_error", "scope",
+        "_most_requests", "_root_path", "_times", "answer", "has_head", "listed_method", "run_error", "scope",
         "was_run", "watch",
     )  # fmt: skip
 
@@ -80,7 +81,7 @@ class RequestReader:
         self.has_head = False
         self._data: bytes | None = None
         self._error: BaseException | None = None
-        self._listed_method = ""
+        self.listed_method = ""
         self.scope: Scope | None = None
         self.was_run = self._is_awaited = False
         self._lane: Lane | None = None
@@ -141,13 +142,17 @@ class RequestReader:
 
     def take(self) -> bytes | None:
         """What `pull` has read and the engine has not; None if there is nothing. Raises what it has met."""
+        self.raise_error()
+        data, self._data = self._data, None
+        return data
+
+    def raise_error(self) -> None:
+        """Raise what was met in the task's place."""
         if self._error is not None:
             try:
                 raise self._error
             finally:
                 self._error = None  # nor has this frame, which its traceback holds, a name for it
-        data, self._data = self._data, None
-        return data
 
     def wake(self) -> None:
         """Have the task see to the rest, if it still waits."""
@@ -292,8 +297,8 @@ class RequestReader:
         slot = connection.slot
         if slot is not None:
             # For the supervisor, should this be the end of the process.
-            if engine.method is not self._listed_method:
-                self._listed_method = slot.write_method(engine.method)
+            if engine.method is not self.listed_method:
+                self.listed_method = slot.write_method(engine.method)
             slot.path.value = scope["raw_path"][:PATH_SIZE]
         watch.taken = task
         watch.reader = None
@@ -311,6 +316,9 @@ class RequestReader:
         worker = connection.worker
         engine = self._engine
         transport = connection.transport
+        watch = self.watch
+        if watch.taken is None:
+            return  # it was cancelled in between, and has seen to it
         exchange: Http1Exchange = connection.exchange  # type: ignore[assignment]  # from `prepare`
         if (
             self.run_error is not None
@@ -324,7 +332,13 @@ class RequestReader:
             self.wake()
             return
         if worker.access_log is not None:
-            log_exchange(connection, engine.request_facts(), exchange, "complete")
+            try:
+                log_exchange(connection, engine.request_facts(), exchange, "complete")
+            except BaseException as error:  # as in `pull`
+                self._error = error
+                self.was_run = True
+                self.wake()
+                return
         connection.exchange = None
         if connection.slot is not None:
             connection.slot.whole.value = NO_REQUEST
@@ -336,7 +350,6 @@ class RequestReader:
         if deadline < connection.armed_at:
             worker.deadlines.arm(connection)
         self._data = engine.leftover or None
-        watch = self.watch
         if self._data is not None or watch.readable:
             self.wake()
         else:
@@ -369,7 +382,7 @@ class RequestReader:
             def abort(cancel: Callable[[], Any]) -> Abort:
                 nonlocal raise_cancel
                 raise_cancel = cancel
-                lane.scope.cancel(reason="the connection was cancelled")
+                lane.scope.cancel(reason=self._connection.why_cancelled())
                 return Abort.FAILED
 
             self._is_awaited = True

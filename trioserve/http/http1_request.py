@@ -38,10 +38,13 @@ class Http1Request(HttpExchange):
         engine = self.engine
         connection = self.connection
         version = engine.version
-        extensions: dict[str, dict[object, object]]
-        extensions = {"http.response.zerocopysend": {}, "http.response.pathsend": {"ranges": True}}
-        if version == "1.1":
-            extensions["http.response.early_hint"] = {}
+        extensions: dict[str, dict[object, object]] = {
+            "http.response.zerocopysend": {},
+            "http.response.pathsend": {"ranges": True},
+            "http.response.early_hint": {},
+        }
+        if version != "1.1":
+            del extensions["http.response.early_hint"]
         if engine.wants_trailers:
             extensions["http.response.trailers"] = {}
         if connection.worker.debug_extension:

@@ -56,9 +56,9 @@ _SPECIAL = {
 # Kind of each field name seen, as the app spells it. Bounded: an app may make names up.
 _kinds: dict[bytes, int] = {}
 
-# Checked lines of fields that an app sends again and again, and lengths; both bounded, since values may be made up.
-_lines: dict[tuple[bytes, bytes], bytes] = {}
-_lengths: dict[bytes, int] = {}
+# Checked lines of fields that an app sends again and again, lengths among them as numbers; bounded, since values may be
+# made up.
+_lines: dict[tuple[bytes, bytes], bytes | int] = {}
 _CACHE_MAX = 1024
 _KEPT_VALUE = 64
 
@@ -83,7 +83,7 @@ def check_start(status: int, fields: Sequence[tuple[bytes, bytes]]) -> tuple[byt
     Raises:
         InvalidResponse: they may not be sent.
     """
-    line: bytes | None
+    line: bytes | int | None
     length: int | None = None
     flags = 0
     try:
@@ -97,19 +97,21 @@ def check_start(status: int, fields: Sequence[tuple[bytes, bytes]]) -> tuple[byt
             line = None  # a list, or something unhashable in the pair
         if line is None:
             name, value = field if type(field) is tuple and len(field) == 2 else check_pair(field)
-            # Content-Length varies, so nearly every response comes here: the common spelling without a call.
+            # Content-Length varies, so most responses come here: the common spelling without a call.
             kind = CONTENT_LENGTH if name == b"content-length" else kind_of(name)
             if kind == PLAIN:
                 line = _check_line(name, value)
             elif kind == CONTENT_LENGTH:
-                if length is not None:
-                    raise invalid_header(name, value, "sent twice")
-                length = (_lengths.get(value) if type(value) is bytes else None) or check_length(name, value)
-                continue  # written with the framing
+                line = check_length(name, value)
             else:
                 line, flag = _note_special(kind, name, value)
                 flags |= flag
-        parts.append(line)
+        if type(line) is bytes:
+            parts.append(line)
+        elif length is None:
+            length = line  # type: ignore[assignment]  # written with the framing
+        else:
+            raise invalid_header(*field, "sent twice")
     return b"".join(parts), length, flags
 
 
@@ -157,9 +159,7 @@ def _check_line(name: bytes, value: Any, *, keep: bool = True) -> bytes:
     check_value(name, value)
     line = b"".join((name, b": ", value, b"\r\n"))
     if keep and len(value) <= _KEPT_VALUE:
-        if len(_lines) >= _CACHE_MAX:
-            _lines.clear()
-        _lines[name, value] = line
+        _keep_line(name, value, line)
     return line
 
 
@@ -169,14 +169,20 @@ def check_length(name: bytes, value: Any) -> int:
     Raises:
         InvalidResponse: it is no number of bytes.
     """
-    length = _lengths.get(value) if isinstance(value, bytes) else None
-    if length is None:
-        if not isinstance(value, bytes) or not value.isdigit() or len(value) > 18:
-            raise invalid_header(name, value, f"{value!r:.40} is no length")
-        if len(_lengths) >= _CACHE_MAX:
-            _lengths.clear()
-        length = _lengths[value] = int(value)
+    if not isinstance(value, bytes) or not value.isdigit() or len(value) > 18:
+        raise invalid_header(name, value, f"{value!r:.40} is no length")
+    known = _lines.get((name, value))
+    if type(known) is int:
+        return known
+    length = int(value)
+    _keep_line(name, value, length)
     return length
+
+
+def _keep_line(name: bytes, value: bytes, line: bytes | int) -> None:
+    if len(_lines) >= _CACHE_MAX:
+        _lines.clear()
+    _lines[name, value] = line
 
 
 def kind_of(name: Any) -> int:

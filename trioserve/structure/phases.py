@@ -159,7 +159,13 @@ class Phased:
                 return
         self.late = self.phase
         self.worker.counters.late[self.phase] += 1
-        self.scope.cancel(reason=f"late: {self.phase}")
+        self.scope.cancel(reason=self.why_cancelled())
+
+    def why_cancelled(self) -> str | None:
+        """The reason of its cancellation, as far as it was ours."""
+        if self.late:
+            return f"late: {self.late}"
+        return f"drain: {self.worker.drain.reason}" if self.worker.drain.reason else None
 
     def peer_gone(self) -> None:
         """Called on FIN or RST: begin the grace after which the handler is cancelled.
