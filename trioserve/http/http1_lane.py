@@ -52,7 +52,11 @@ class Lane:
         self.leaked = False
         self._ended: list[RequestReader] = []
         self._opened = False  # the outbox
-        self._outside: object = None  # where the apps begin, and have to be again when they end
+        # Where the apps begin, and have to be again when they end; another one while a cancel scope or a nursery is
+        # open in the task. trio tells of scopes that were left open only to who leaves the one around them: a scope for
+        # each request would cost as much as a lane saves, and without a look at this the next requests would run in a
+        # scope that is not theirs. None if trio has it no more: then only nurseries are noticed.
+        self._outside: object = None
 
     def __repr__(self) -> str:
         return f"<Lane {'idle' if self in self._turn.spare else f'of {self.connection!r}'}>"
@@ -71,7 +75,8 @@ class Lane:
         app, new_context = turn.app, turn.worker.base_context.copy
         readers, self.readers = self.readers, []
         self._ended = ended = []
-        self._outside = outside = cancel_status(task)
+        self._outside = outside = getattr(task, "_cancel_status", None)
+        is_blind = outside is None
         self._opened = not turn.outbox.is_open
         if self._opened:
             turn.outbox.open()
@@ -80,7 +85,10 @@ class Lane:
             for reader in readers:
                 if reader.watch.taken is None:
                     continue  # its connection was cancelled meanwhile
-                self.connection, exchange, scope = reader.take_work()
+                self.connection = connection = reader.connection
+                exchange: Any = connection.exchange
+                scope: Any = reader.scope
+                reader.scope = None
                 context = new_context()
                 try:
                     coroutine = app(scope, exchange.receive, exchange.send)
@@ -95,7 +103,9 @@ class Lane:
                     waiting = reader, Begun(coroutine, trap)
                     break
                 ended.append(reader)
-                if task.child_nurseries or cancel_status(task) is not outside:
+                if getattr(task, "_cancel_status", None) is not outside or (
+                    is_blind and task.child_nurseries
+                ):
                     reader.run_error = self._note_leak(reader.run_error)
                     break
         finally:
@@ -138,7 +148,7 @@ class Lane:
             await begun
         except BaseException as raised:
             error = raised
-        if self.task.child_nurseries or cancel_status(self.task) is not self._outside:
+        if self.task.child_nurseries or getattr(self.task, "_cancel_status", None) is not self._outside:
             error = self._note_leak(error)
         self.task.context = self._turn.worker.base_context.copy()
         reader.end_wait(error)
@@ -154,15 +164,6 @@ class Lane:
         leak = TaskLeak(f"the app ended with a {what} still open in its task")
         leak.__cause__ = error
         return leak
-
-
-def cancel_status(task: trio.lowlevel.Task) -> object:
-    """Something that is another one while a cancel scope is open in the task; always None if trio does not tell.
-
-    trio tells of scopes that were left open only to who leaves the one around them: a scope for each request would cost
-    as much as a lane saves, and without this the next requests would run in a scope that is not theirs.
-    """
-    return getattr(task, "_cancel_status", None)
 
 
 class Begun:

@@ -48,6 +48,8 @@ class RequestReader:
     """Reads the requests of one connection, and sees them answered without its task where that is possible.
 
     Attributes:
+        connection, engine: whose requests, and what parses them.
+        data: what was read and the engine has not taken.
         answer: to the request whose head the engine has, if it has an answer which was not sent, or only in part.
         has_head: there is a whole head, and its request is counted; the task takes this back.
         scope: for the app, once the connection has an exchange for it; who runs the app takes it.
@@ -58,14 +60,14 @@ class RequestReader:
     """
 
     __slots__ = (
-        "_ask", "_asks_early", "_connection", "_data", "_engine", "_error", "_is_awaited", "_keep_alive", "_lane",
-        "_most_requests", "_root_path", "_times", "answer", "has_head", "listed_method", "run_error", "scope",
-        "was_run", "watch",
+        "_ask", "_asks_early", "_error", "_is_awaited", "_keep_alive", "_lane",
+        "_most_requests", "_root_path", "_times", "answer", "connection", "data", "engine", "has_head",
+        "listed_method", "run_error", "scope", "was_run", "watch",
     )  # fmt: skip
 
     def __init__(self, connection: ConnectionContext, engine: Engine, quick: Quick | None) -> None:
-        self._connection = connection
-        self._engine = engine
+        self.connection = connection
+        self.engine = engine
         self.watch = connection.transport.watch
         self._ask = None if quick is None else quick[0]
         self._root_path = "" if quick is None else quick[1]
@@ -79,7 +81,7 @@ class RequestReader:
         self._times = worker.timeouts.request is not NEVER
         self.answer: Answer | None = None
         self.has_head = False
-        self._data: bytes | None = None
+        self.data: bytes | None = None
         self._error: BaseException | None = None
         self.listed_method = ""
         self.scope: Scope | None = None
@@ -92,58 +94,33 @@ class RequestReader:
     def pull(self) -> RequestReader | bool:
         """Read what there is: False if that is nothing, True if it is the task's; otherwise to be gone on with."""
         try:
-            data = self._connection.transport.recv_nowait()
-        except BaseException as error:  # to be judged as the task's; here it would be the end of the hub
+            data = self.connection.transport.recv_nowait()
+        except BaseException as error:  # as in `fail`
             self._error = error
             return True
         if data is None:
             return False
-        self._data = data
+        self.data = data
         return self
 
-    def begin_head(self) -> bool:
-        """Step 1 of reading the head; False in any step: it is the task's now, which was woken."""
-        try:
-            if self._engine.begin_head(self._data):  # type: ignore[arg-type]  # it was pulled
-                return True
-        except BaseException as error:  # as above
-            self._fail(error)
-        self.wake()  # a part of a head, whose phase is the task's to begin; or an end
-        return False
-
-    def parse_head(self) -> bool:
-        """Step 2."""
-        try:
-            self._engine.parse_head()
-        except BaseException as error:  # as above
-            self._fail(error)
-            self.wake()
-            return False
-        return True
-
-    def end_head(self) -> bool:
-        """Step 3: a request has come."""
-        try:
-            self._engine.end_head()
-            self._connection.requests += 1
-            if self._asks_early:
-                self.answer = self.ask()
-        except BaseException as error:  # as above
-            self._fail(error)
-            self.wake()
-            return False
-        self._data = None
+    def count_request(self) -> None:
+        """The engine has a whole head. Raises what the app's answers do."""
+        self.connection.requests += 1
+        if self._asks_early:
+            self.answer = self.ask()
+        self.data = None
         self.has_head = True
-        return True
 
-    def _fail(self, error: BaseException) -> None:
+    def fail(self, error: BaseException) -> None:
+        """Have the task judge an error; here it would be the end of the hub."""
         self._error = error
-        self._data = None
+        self.data = None
+        self.wake()
 
     def take(self) -> bytes | None:
         """What `pull` has read and the engine has not; None if there is nothing. Raises what it has met."""
         self.raise_error()
-        data, self._data = self._data, None
+        data, self.data = self.data, None
         return data
 
     def raise_error(self) -> None:
@@ -167,7 +144,7 @@ class RequestReader:
     def ask(self) -> Answer | None:
         """The answer to the request whose head the engine has."""
         assert self._ask is not None  # otherwise nobody asks
-        engine = self._engine
+        engine = self.engine
         fields: Mapping[bytes, bytes] | None = engine.fields
         if fields is None:
             fields = pick_fields(engine.headers)
@@ -183,7 +160,7 @@ class RequestReader:
         Raises:
             OSError: the connection is broken.
         """
-        connection = self._connection
+        connection = self.connection
         was_read, self.has_head = self.has_head, False
         if not was_read:
             connection.requests += 1
@@ -196,8 +173,8 @@ class RequestReader:
         answer = self.answer
         if answer is None:
             return False
-        engine = self._engine
-        connection = self._connection
+        engine = self.engine
+        connection = self.connection
         worker = connection.worker
         transport = connection.transport
         if (
@@ -252,13 +229,13 @@ class RequestReader:
         if has_time():
             try:
                 is_over = self._answer_at_once()
-            except BaseException as error:  # as in `pull`
+            except BaseException as error:  # as in `fail`
                 self._error = error
                 is_over = True
         if is_over:
             self.has_head = False
-            self._data = self._engine.leftover or None
-            if self._error is None and self._data is None and not self.watch.readable:
+            self.data = self.engine.leftover or None
+            if self._error is None and self.data is None and not self.watch.readable:
                 return False
         self.wake()
         return True
@@ -267,9 +244,9 @@ class RequestReader:
 
     def prepare(self) -> bool:
         """Make exchange and scope for the app, which is to be run in a lane; False if the task was woken for that."""
-        connection = self._connection
+        connection = self.connection
         worker = connection.worker
-        engine = self._engine
+        engine = self.engine
         watch = self.watch
         task = watch.reader
         if (
@@ -290,7 +267,7 @@ class RequestReader:
             connection.begin_handler(exchange.started_at + worker.timeouts.request)
         try:
             self.scope = scope = exchange.scope()
-        except BaseException as error:  # as in `pull`
+        except BaseException as error:  # as in `fail`
             self._error = error
             self.wake()
             return False
@@ -304,17 +281,11 @@ class RequestReader:
         watch.reader = None
         return True
 
-    def take_work(self) -> tuple[ConnectionContext, Http1Exchange, Scope]:
-        """Whose request it is, and what the app is called with."""
-        connection = self._connection
-        scope, self.scope = self.scope, None
-        return connection, connection.exchange, scope  # type: ignore[return-value]  # from `prepare`
-
     def finish(self) -> None:
         """The app has ended without waiting for anything: be ready for the next request, or have the task see to it."""
-        connection = self._connection
+        connection = self.connection
         worker = connection.worker
-        engine = self._engine
+        engine = self.engine
         transport = connection.transport
         watch = self.watch
         if watch.taken is None:
@@ -334,7 +305,7 @@ class RequestReader:
         if worker.access_log is not None:
             try:
                 log_exchange(connection, engine.request_facts(), exchange, "complete")
-            except BaseException as error:  # as in `pull`
+            except BaseException as error:  # as in `fail`
                 self._error = error
                 self.was_run = True
                 self.wake()
@@ -349,8 +320,8 @@ class RequestReader:
         connection.deadline = deadline = (exchange.completed_at or worker.clock()) + self._keep_alive
         if deadline < connection.armed_at:
             worker.deadlines.arm(connection)
-        self._data = engine.leftover or None
-        if self._data is not None or watch.readable:
+        self.data = engine.leftover or None
+        if self.data is not None or watch.readable:
             self.wake()
         else:
             watch.reader, watch.taken = watch.taken, None
@@ -367,7 +338,7 @@ class RequestReader:
         self.run_error = error
         if self._is_awaited:
             self._is_awaited = False
-            reschedule(self._connection.task, WOKEN)
+            reschedule(self.connection.task, WOKEN)
 
     async def end_of_run(self) -> BaseException | None:
         """Wait until the app has ended in its lane; returns what it has raised.
@@ -382,7 +353,7 @@ class RequestReader:
             def abort(cancel: Callable[[], Any]) -> Abort:
                 nonlocal raise_cancel
                 raise_cancel = cancel
-                lane.scope.cancel(reason=self._connection.why_cancelled())
+                lane.scope.cancel(reason=self.connection.why_cancelled())
                 return Abort.FAILED
 
             self._is_awaited = True

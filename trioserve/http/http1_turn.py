@@ -66,9 +66,7 @@ class RequestTurn:
     def take(self, readers: list[RequestReader]) -> int:
         """Serve those who have read something; returns how many tasks were woken for that."""
         some = len(readers)
-        readers = [reader for reader in readers if reader.begin_head()]
-        readers = [reader for reader in readers if reader.parse_head()]
-        readers = [reader for reader in readers if reader.end_head()]
+        readers = self._read_heads(readers)
         woken = some - len(readers)
         if self._asks:
             has_time = self._has_time
@@ -90,6 +88,34 @@ class RequestTurn:
             lane.readers = ready
             reschedule(lane.task, WOKEN)
         return woken + len(readers) - len(ready)
+
+    def _read_heads(self, readers: list[RequestReader]) -> list[RequestReader]:
+        """Those that have a whole head now; the others are for the tasks of their connections."""
+        begun = []
+        for reader in readers:
+            try:
+                if reader.engine.begin_head(reader.data):  # type: ignore[arg-type]  # it was pulled
+                    begun.append(reader)
+                else:
+                    reader.wake()  # a part of a head, whose phase is the task's to begin; or an end
+            except BaseException as error:
+                reader.fail(error)
+        parsed = []
+        for reader in begun:
+            try:
+                reader.engine.parse_head()
+                parsed.append(reader)
+            except BaseException as error:
+                reader.fail(error)
+        whole = []
+        for reader in parsed:
+            try:
+                reader.engine.end_head()
+                reader.count_request()
+                whole.append(reader)
+            except BaseException as error:
+                reader.fail(error)
+        return whole
 
     def _find_lane(self, requests: int) -> Lane | None:
         if requests < _ENOUGH_FOR_LANE:
