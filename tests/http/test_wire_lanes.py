@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextvars
 import gc
 import logging
+import socket
 import time
 import weakref
 from collections import Counter
@@ -17,9 +18,11 @@ import trio.testing
 
 from tests.apps import read_body, respond
 from tests.http.feeding import head
+from tests.http.test_wire_framing import bare
 from tests.http.test_wire_posted import BODY, GET, SECOND, Served, narrow, serving_at_rest
-from tests.http.test_wire_quick import Log, at_rest, steps_of, unhurried  # noqa: F401  (a fixture)
+from tests.http.test_wire_quick import Log, at_rest, closing_files, steps_of, unhurried  # noqa: F401  (a fixture)
 from tests.waiting import until
+from trioserve import StaticFiles
 from trioserve.http import http1_lane, http1_turn
 from trioserve.observe.in_flight import InFlightTable
 from trioserve.observe.task_tree import dump_tasks
@@ -124,8 +127,6 @@ def as_function(scope: Any, receive: Any, send: Any) -> Any:
 @pytest.mark.parametrize(("app", "body"), [(AsObject(), b"object"), (as_function, b"function")])
 async def test_apps_come_in_many_forms(app: Any, body: bytes) -> None:
     # Not behind a function of the test's.
-    from tests.http.test_wire_framing import bare
-
     async with bare(app, hub="epoll", lifespan="off") as server, server.connect() as client:
         for _ in range(3):
             await trio.testing.wait_all_tasks_blocked()
@@ -480,6 +481,73 @@ async def test_time_outs_in_a_loop_that_is_held_up() -> None:
         assert served.server.worker.context.counters.faults == {}
 
 
+@pytest.mark.modes(because="it counts the bytes that the kernel takes")
+@pytest.mark.parametrize("second", ["/a.txt", "/large"])
+async def test_a_lane_that_waits_holds_no_response_up(tmp_path: Any, second: str) -> None:
+    """The hub reads on before whoever finishes a lane's turn has his, and responses stay in order."""
+    (tmp_path / "a.txt").write_bytes(b"static")
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        if scope["path"] == "/one":
+            first.sock.send(head(f"GET {second} HTTP/1.1"))
+            await respond(send, b"one" if second == "/a.txt" else BODY)
+        elif scope["path"] == "/wait":
+            await trio.sleep(0.005)
+            await respond(send)
+        else:
+            await respond(send, b"large")
+
+    async with (
+        closing_files(StaticFiles(tmp_path, fallthrough=app)) as files,
+        bare(files, hub="epoll", lifespan="off") as server,
+    ):
+        for _ in range(10):
+            async with (
+                server.connect(receive_buffer=4096) as first,
+                server.connect() as other,
+                server.connect() as third,
+            ):
+                for client in (first, other, third):
+                    assert (await client.get("/a.txt")).status == 200
+                connections = sorted(server.worker.context.connections, key=lambda found: found.id)[-3:]
+                if second == "/large":
+                    connections[0].transport.sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+                # Two spare lanes, then.
+                for client in (other, third):
+                    await client.send(head("GET /wait HTTP/1.1"))
+                    await trio.testing.wait_all_tasks_blocked()
+                for client in (other, third):
+                    assert (await client.read_response()).status == 200
+                for connection in connections:
+                    await at_rest(connection)
+                first.sock.send(b"\r\n" + head("GET /one HTTP/1.1"))  # the empty line makes it the task's
+                other.sock.send(head("GET /wait HTTP/1.1"))
+                with trio.fail_after(10):
+                    bodies = [(await first.read_response()).body for _ in range(2)]
+                assert bodies == ([b"one", b"static"] if second == "/a.txt" else [BODY, b"large"])
+
+
+async def test_a_drain_that_begins_meanwhile_closes_who_has_ended(autojump_clock: Any) -> None:
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        called.append(scope)
+        if len(called) == 2:
+            context.drain.begin("test")
+            await trio.lowlevel.checkpoint()
+        await respond(send)
+
+    for _ in range(4):
+        called: list[Any] = []
+        async with serving_at_rest(app, 2, keep_alive_timeout=60, graceful_timeout=50) as served:
+            context = served.server.worker.context
+            began = trio.current_time()
+            served.ask()
+            for client in served.clients:
+                assert (await client.read_response()).status == 200
+            while context.connections:
+                await trio.sleep(1)
+            assert trio.current_time() - began < 5
+
+
 # -- an app that is wrong ------------------------------------------------------------------------------------
 
 
@@ -560,6 +628,28 @@ async def test_a_cancel_scope_that_is_left_open_is_none_of_the_others(autojump_c
         assert served.server.worker.context.counters.faults == {"B1": 1}
         assert called[1:] == [True, False, False, False]
         assert len(log.entries) == 4
+
+
+@pytest.mark.parametrize("error", [SystemExit(7), RuntimeError("a bug"), None])
+async def test_its_error_is_not_lost_with_its_connection(error: BaseException | None) -> None:
+    """Which is cancelled before anybody has looked at it."""
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        called.append(scope)
+        if len(called) == 1:
+            if error is not None:
+                raise error
+            return
+        for connection in served.connections:
+            if connection.exchange is not send.__self__:
+                connection.scope.cancel()
+        await trio.sleep(0)
+        await respond(send)
+
+    called: list[Any] = []
+    async with serving_at_rest(app, 2) as served:
+        served.ask()
+        await until(lambda: sum(served.server.worker.context.counters.faults.values()) == 1)
 
 
 @pytest.mark.parametrize("scope_or_nursery", [trio.CancelScope, trio.open_nursery])

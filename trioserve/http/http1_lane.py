@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import trio
 from trio.lowlevel import Abort, current_task, wait_task_rescheduled
 
+from trioserve.asgi.exchange import ResponseState
 from trioserve.errors import TaskLeak
 from trioserve.http.http1_reader import RequestReader
 from trioserve.structure.boundary import is_cancellation, is_scope_corruption
@@ -25,6 +26,8 @@ from trioserve.structure.context import ASGIApp, ConnectionContext, Receive, Sco
 
 if TYPE_CHECKING:
     from trioserve.http.http1_turn import RequestTurn
+
+_COMPLETE = ResponseState.COMPLETE
 
 # Idle ones beyond these end.
 _MOST_SPARE = 4
@@ -103,10 +106,13 @@ class Lane:
                     waiting = reader, Begun(coroutine, trap)
                     break
                 ended.append(reader)
+                if reader.run_error is not None or exchange.state is not _COMPLETE:
+                    reader.give_back()  # now: it must not be lost if the connection is cancelled next
                 if getattr(task, "_cancel_status", None) is not outside or (
                     is_blind and task.child_nurseries
                 ):
                     reader.run_error = self._note_leak(reader.run_error)
+                    reader.give_back()
                     break
         finally:
             if len(ended) < len(readers):
@@ -120,8 +126,13 @@ class Lane:
         seen_to = set(self._ended)
         if waiting is not None:
             seen_to.add(waiting[0])
-            waiting[0].begin_wait(self)
-            # Not now: what is sent or logged may wake whoever waits.
+            reader = waiting[0]
+            reader.begin_wait(self)
+            # All posts are sent before the hub reads on. Not this one, nor are lines logged: both may wake the app.
+            outbox = self._turn.outbox
+            outbox.flush_but(reader.connection.exchange)
+            if self._opened:
+                outbox.is_open = self._opened = False
             self._turn.worker.flusher.request(self.finish_all)
         for reader in readers:
             if reader not in seen_to and reader.watch.taken is not None:

@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from trio.lowlevel import Abort, reschedule, wait_task_rescheduled
 
-from trioserve.asgi.exchange import ResponseState
 from trioserve.http.engine import NO_FIELDS, Engine
 from trioserve.http.http1_exchange import Http1Exchange
 from trioserve.http.http_exchange import log_exchange
@@ -30,8 +29,6 @@ from trioserve.structure.deadlines import NEVER
 
 if TYPE_CHECKING:
     from trioserve.http.http1_lane import Lane
-
-_COMPLETE = ResponseState.COMPLETE
 
 
 class _Sent(NamedTuple):
@@ -282,33 +279,30 @@ class RequestReader:
         return True
 
     def finish(self) -> None:
-        """The app has ended without waiting for anything: be ready for the next request, or have the task see to it."""
+        """The app has ended well without waiting for anything: be ready for the next request, if that is all."""
         connection = self.connection
         worker = connection.worker
         engine = self.engine
         transport = connection.transport
         watch = self.watch
         if watch.taken is None:
-            return  # it was cancelled in between, and has seen to it
+            return  # the task has it, or was cancelled
         exchange: Http1Exchange = connection.exchange  # type: ignore[assignment]  # from `prepare`
         if (
-            self.run_error is not None
-            or exchange.state is not _COMPLETE
-            or exchange.queue
+            exchange.queue
             or not exchange.keep_alive
+            or worker.draining
             or engine.body
             or transport.broken is not None
         ):
-            self.was_run = True
-            self.wake()
+            self.give_back()
             return
         if worker.access_log is not None:
             try:
                 log_exchange(connection, engine.request_facts(), exchange, "complete")
             except BaseException as error:  # as in `fail`
                 self._error = error
-                self.was_run = True
-                self.wake()
+                self.give_back()
                 return
         connection.exchange = None
         if connection.slot is not None:
@@ -325,6 +319,11 @@ class RequestReader:
             self.wake()
         else:
             watch.reader, watch.taken = watch.taken, None
+
+    def give_back(self) -> None:
+        """The app has ended, and there is more to do: have the task see to it."""
+        self.was_run = True
+        self.wake()
 
     def begin_wait(self, lane: Lane) -> None:
         """The app waits for something: it goes on in `lane`, and the task in `end_of_run`."""

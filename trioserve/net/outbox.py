@@ -60,6 +60,14 @@ class Outbox:
             for send, data in posts:
                 send(data)
 
+    def flush_but(self, owner: object) -> None:
+        """Send what was posted by others; `post` was given a method of its owner."""
+        posts = self._posts
+        self._posts = [post for post in posts if getattr(post[0], "__self__", None) is owner]
+        for send, data in posts:
+            if getattr(send, "__self__", None) is not owner:
+                send(data)
+
     def close(self) -> None:
         """Send what was posted; nothing more may be."""
         self.is_open = False
