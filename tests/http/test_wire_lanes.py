@@ -590,7 +590,10 @@ async def test_its_error_is_judged_as_anywhere(
         assert called[:2] == [True, True]
 
 
-async def test_a_nursery_that_is_left_open(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("status", ["_cancel_status", "_of_another_trio"])
+async def test_a_nursery_that_is_left_open(status: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(http1_lane, "_STATUS", status)
+
     async def app(scope: Any, receive: Any, send: Any) -> None:
         called.append(in_lane())
         if len(called) == 2:

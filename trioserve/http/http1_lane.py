@@ -29,6 +29,9 @@ if TYPE_CHECKING:
 
 _COMPLETE = ResponseState.COMPLETE
 
+# What trio calls the innermost cancel scope that is open in a task; see `Lane._outside`.
+_STATUS = "_cancel_status"
+
 # Idle ones beyond these end.
 _MOST_SPARE = 4
 
@@ -78,7 +81,7 @@ class Lane:
         app, new_context = turn.app, turn.worker.base_context.copy
         readers, self.readers = self.readers, []
         self._ended = ended = []
-        self._outside = outside = getattr(task, "_cancel_status", None)
+        self._outside = outside = getattr(task, _STATUS, None)
         is_blind = outside is None
         self._opened = not turn.outbox.is_open
         if self._opened:
@@ -108,9 +111,7 @@ class Lane:
                 ended.append(reader)
                 if reader.run_error is not None or exchange.state is not _COMPLETE:
                     reader.give_back()  # now: it must not be lost if the connection is cancelled next
-                if getattr(task, "_cancel_status", None) is not outside or (
-                    is_blind and task.child_nurseries
-                ):
+                if getattr(task, _STATUS, None) is not outside or (is_blind and task.child_nurseries):
                     reader.run_error = self._note_leak(reader.run_error)
                     reader.give_back()
                     break
@@ -159,7 +160,7 @@ class Lane:
             await begun
         except BaseException as raised:
             error = raised
-        if self.task.child_nurseries or getattr(self.task, "_cancel_status", None) is not self._outside:
+        if self.task.child_nurseries or getattr(self.task, _STATUS, None) is not self._outside:
             error = self._note_leak(error)
         self.task.context = self._turn.worker.base_context.copy()
         reader.end_wait(error)
