@@ -231,12 +231,14 @@ def results_as_json(
 def add_results(before: dict[str, Any], now: dict[str, Any]) -> dict[str, Any]:
     """The results of an earlier run with those of a run of some workloads added, or put in their place.
 
-    Ratios are of one run all the same: a workload comes whole from one or from the other, and says when that was.
+    Ratios are of one run all the same: a workload comes whole from one or from the other, and says when that was, and
+    on which machine.
     """
     measured = {target["what"]: target for target in now["targets"] if target["reached"] is not None}
     kept = {target["what"]: target for target in before["targets"]}
     for workload in now["workloads"].values():
         workload["when"] = now["when"]
+        workload["machine"] = now["machine"]
     return {
         **before,
         "versions": now["versions"],

@@ -574,11 +574,14 @@ def test_workloads_of_another_run_come_whole_and_say_when() -> None:
         "workloads": {"w": {"title": "old"}, "v": {"title": "kept"}},
     }  # fmt: skip
     now = {
-        "when": "now", "machine": {}, "versions": {"a": "2"}, "servers": {}, "method": {},
+        "when": "now", "machine": "m", "versions": {"a": "2"}, "servers": {}, "method": {},
         "targets": [{"what": "x", "reached": 3.0}, {"what": "y", "reached": None}, {"what": "z", "reached": None}],
         "workloads": {"w": {"title": "new"}},
     }  # fmt: skip
     added = report.add_results(before, now)
-    assert added["workloads"] == {"w": {"title": "new", "when": "now"}, "v": {"title": "kept"}}
+    assert added["workloads"] == {
+        "w": {"title": "new", "when": "now", "machine": "m"},
+        "v": {"title": "kept"},
+    }
     assert [target["reached"] for target in added["targets"]] == [3.0, 2.0, None]
     assert (added["when"], added["versions"]) == ("then", {"a": "2"})
