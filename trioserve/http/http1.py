@@ -12,7 +12,7 @@ from typing import Any
 import trio
 
 from trioserve.asgi.exchange import ResponseState
-from trioserve.errors import IncompleteResponse, RequestRefused, TaskLeak
+from trioserve.errors import IncompleteResponse, RequestRefused
 from trioserve.http.engine import NO_FIELDS, Engine
 from trioserve.http.http1_exchange import Http1Exchange
 from trioserve.http.http1_reader import RequestReader
@@ -25,6 +25,7 @@ from trioserve.observe.in_flight import NO_REQUEST, PATH_SIZE
 from trioserve.structure.boundary import ROWS, Fault, is_cancellation
 from trioserve.structure.context import ConnectionContext
 from trioserve.structure.deadlines import NEVER
+from trioserve.structure.leaks import leak
 
 _NONE, _COMPLETE = ResponseState.NONE, ResponseState.COMPLETE
 
@@ -177,8 +178,8 @@ class Http1:
                         raw_path = scope["raw_path"]
                     if slot is not None:
                         # For the supervisor, should this be the end of the process.
-                        if engine.method is not reader.listed_method:
-                            reader.listed_method = slot.write_method(engine.method)
+                        if engine.method is not slot.method:
+                            slot.write_method(engine.method)
                         try:
                             path_cell.value = raw_path
                         except ValueError:
@@ -282,9 +283,7 @@ class Http1:
         elif is_cancellation(error):
             raise error
         if connection.task.child_nurseries:
-            leak = TaskLeak("the app ended with a nursery still open in the connection's task")
-            leak.__cause__ = error
-            error = leak
+            error = leak("the connection's", error)
         if error is None:
             await exchange.wire_flush()
             return True

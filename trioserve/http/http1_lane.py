@@ -23,6 +23,7 @@ from trioserve.errors import TaskLeak
 from trioserve.http.http1_reader import RequestReader
 from trioserve.structure.boundary import is_cancellation, is_scope_corruption
 from trioserve.structure.context import ASGIApp, ConnectionContext, Receive, Scope, Send
+from trioserve.structure.leaks import leak, outlive_leak
 
 if TYPE_CHECKING:
     from trioserve.http.http1_turn import RequestTurn
@@ -82,7 +83,6 @@ class Lane:
         readers, self.readers = self.readers, []
         self._ended = ended = []
         self._outside = outside = getattr(task, _STATUS, None)
-        is_blind = outside is None
         self._opened = not turn.outbox.is_open
         if self._opened:
             turn.outbox.open()
@@ -111,7 +111,7 @@ class Lane:
                 ended.append(reader)
                 if reader.run_error is not None or exchange.state is not _COMPLETE:
                     reader.give_back()  # now: it must not be lost if the connection is cancelled next
-                if getattr(task, _STATUS, None) is not outside or (is_blind and task.child_nurseries):
+                if getattr(task, _STATUS, None) is not outside or (outside is None and task.child_nurseries):
                     reader.run_error = self._note_leak(reader.run_error)
                     reader.give_back()
                     break
@@ -172,10 +172,7 @@ class Lane:
 
     def _note_leak(self, error: BaseException | None) -> TaskLeak:
         self.leaked = True
-        what = "nursery" if self.task.child_nurseries else "cancel scope"
-        leak = TaskLeak(f"the app ended with a {what} still open in its task")
-        leak.__cause__ = error
-        return leak
+        return leak("its", error, "nursery" if self.task.child_nurseries else "cancel scope")
 
 
 class Begun:
@@ -221,7 +218,10 @@ class Begun:
 
 
 def as_coroutine_function(app: ASGIApp) -> Callable[[Scope, Receive, Send], Coroutine[Any, Any, object]]:
-    """The app as something that does nothing when it is called but to return a native coroutine."""
+    """The app as something that does nothing when it is called but to return a native coroutine.
+
+    `inspect.iscoroutinefunction` is no help: what is only marked as a coroutine function may return anything.
+    """
     function = app if isinstance(app, types.FunctionType | types.MethodType) else type(app).__call__
     code = getattr(function, "__code__", None)
     if code is not None and code.co_flags & inspect.CO_COROUTINE:
@@ -261,11 +261,4 @@ async def serve_lane(turn: RequestTurn) -> None:
     finally:
         worker.lanes.discard(lane)
     if lane.task.child_nurseries:
-        await _stay(lane.task)
-
-
-async def _stay(task: trio.lowlevel.Task) -> None:
-    """Outlive the grace of a drain that a leaked nursery has begun: to end now would cancel all connections."""
-    for nursery in task.child_nurseries:
-        nursery.cancel_scope.cancel(reason="the app has left this nursery open")
-    await trio.sleep_forever()
+        await outlive_leak(lane.task)

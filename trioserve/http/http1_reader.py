@@ -50,16 +50,14 @@ class RequestReader:
         answer: to the request whose head the engine has, if it has an answer which was not sent, or only in part.
         has_head: there is a whole head, and its request is counted; the task takes this back.
         scope: for the app, once the connection has an exchange for it; who runs the app takes it.
-        run_error: what the app has raised there.
-        listed_method: what stands in the connection's slot.
-        watch: the connection's; `watch.taken` is its task while the app is to be run in a lane, or has been.
         was_run: the app was run, or is being, in a lane; then `end_of_run` tells how it ended.
+        run_error: what the app has raised there.
+        watch: the connection's; `watch.taken` is its task while the app is to be run in a lane, or has been.
     """
 
     __slots__ = (
-        "_ask", "_asks_early", "_error", "_is_awaited", "_keep_alive", "_lane",
-        "_most_requests", "_root_path", "_times", "answer", "connection", "data", "engine", "has_head",
-        "listed_method", "run_error", "scope", "was_run", "watch",
+        "_ask", "_asks_early", "_error", "_is_awaited", "_keep_alive", "_lane", "_most_requests", "_root_path",
+        "_times", "answer", "connection", "data", "engine", "has_head", "run_error", "scope", "was_run", "watch",
     )  # fmt: skip
 
     def __init__(self, connection: ConnectionContext, engine: Engine, quick: Quick | None) -> None:
@@ -80,7 +78,6 @@ class RequestReader:
         self.has_head = False
         self.data: bytes | None = None
         self._error: BaseException | None = None
-        self.listed_method = ""
         self.scope: Scope | None = None
         self.was_run = self._is_awaited = False
         self._lane: Lane | None = None
@@ -163,7 +160,7 @@ class RequestReader:
             connection.requests += 1
         elif connection.exchange is not None or (self.answer is None and self._asks_early):
             return False
-        self.answer = self.ask()  # also if `pull` has: nobody has held its file since
+        self.answer = self.ask()  # also if the hub has: nobody has held its file since
         return self._answer_at_once()
 
     def _answer_at_once(self) -> bool:
@@ -271,8 +268,8 @@ class RequestReader:
         slot = connection.slot
         if slot is not None:
             # For the supervisor, should this be the end of the process.
-            if engine.method is not self.listed_method:
-                self.listed_method = slot.write_method(engine.method)
+            if engine.method is not slot.method:
+                slot.write_method(engine.method)
             slot.path.value = scope["raw_path"][:PATH_SIZE]
         watch.taken = task
         watch.reader = None

@@ -91,6 +91,7 @@ class RequestTurn:
 
     def _read_heads(self, readers: list[RequestReader]) -> list[RequestReader]:
         """Those that have a whole head now; the others are for the tasks of their connections."""
+        # Written flat: what the three loops have in common would be a call more for each step of each request.
         begun = []
         for reader in readers:
             try:

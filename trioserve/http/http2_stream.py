@@ -16,7 +16,7 @@ import trio
 from trio.lowlevel import Abort, wait_task_rescheduled
 
 from trioserve.asgi.exchange import ResponseState
-from trioserve.errors import ClientDisconnected, RequestRefused, TaskLeak
+from trioserve.errors import ClientDisconnected, RequestRefused
 from trioserve.http.http2_codes import ErrorCode
 from trioserve.http.http2_exchange import Http2Exchange
 from trioserve.http.http2_fields import minimal_response
@@ -24,6 +24,7 @@ from trioserve.http.http_exchange import LATE_STATUS, log_exchange
 from trioserve.observe.in_flight import NO_REQUEST, PATH_SIZE
 from trioserve.structure.boundary import ROWS, Fault, is_cancellation, is_scope_corruption
 from trioserve.structure.context import StreamContext
+from trioserve.structure.leaks import leak, outlive_leak
 
 if TYPE_CHECKING:
     from trioserve.http.http2 import Http2
@@ -44,7 +45,7 @@ class Lane:
         next: what it is to serve when it is woken, None to end.
     """
 
-    __slots__ = ("_listed_method", "_spare", "next", "scope", "slot", "task")
+    __slots__ = ("_spare", "next", "scope", "slot", "task")
 
     def __init__(self, http2: Http2) -> None:
         table = http2.connection.worker.in_flight_table
@@ -52,7 +53,6 @@ class Lane:
         self.scope = trio.CancelScope()
         self.slot = None if table is None else table.take()
         self.next: Http2Exchange | None = None
-        self._listed_method = ""
         self._spare = http2.spare
 
     def abort(self, _raise_cancel: Callable[[], Any]) -> Abort:
@@ -62,8 +62,8 @@ class Lane:
 
     def note_request(self, slot: Slot, method: str, raw_path: bytes) -> None:
         """For the supervisor, should this be the end of the process."""
-        if method is not self._listed_method:
-            self._listed_method = slot.write_method(method)
+        if method is not slot.method:
+            slot.write_method(method)
         slot.path.value = raw_path[:PATH_SIZE]
 
 
@@ -96,7 +96,8 @@ async def serve_lane(http2: Http2, exchange: Http2Exchange | None) -> None:
         if slot is not None and worker.in_flight_table is not None:
             worker.in_flight_table.release(slot)
     if task.child_nurseries:
-        await _stay(http2, task)
+        http2.leaked = True
+        await outlive_leak(task)
 
 
 async def _serve(http2: Http2, lane: Lane, exchange: Http2Exchange) -> bool:
@@ -128,14 +129,6 @@ async def _serve(http2: Http2, lane: Lane, exchange: Http2Exchange) -> bool:
         slot.whole.value = NO_REQUEST
     http2.end_stream(exchange)
     return not stream.late  # else it was cancelled, though nobody has noticed
-
-
-async def _stay(http2: Http2, task: trio.lowlevel.Task) -> None:
-    """Outlive the grace of a drain that a leaked nursery has begun: to end now would end all siblings at once."""
-    http2.leaked = True
-    for nursery in task.child_nurseries:
-        nursery.cancel_scope.cancel(reason="the app has left this nursery open")
-    await trio.sleep_forever()
 
 
 async def _call_app(lane: Lane, exchange: Http2Exchange) -> None:
@@ -192,9 +185,7 @@ async def _settle(
     if error is None:
         error = exchange.find_unfinished()
     if stream.task.child_nurseries:
-        leak = TaskLeak("the app ended with a nursery still open in the stream's task")
-        leak.__cause__ = error
-        error = leak
+        error = leak("the stream's", error)
     if error is None:
         log_request(stream, exchange, "complete")
         return True

@@ -19,7 +19,6 @@ import trio
 
 from trioserve.asgi.scope import websocket_scope
 from trioserve.asgi.websocket_session import SessionState
-from trioserve.errors import TaskLeak
 from trioserve.http.byte_stream import ByteStream
 from trioserve.http.http_exchange import intact, log_exchange
 from trioserve.http.websocket_frames import (
@@ -36,6 +35,7 @@ from trioserve.http.websocket_wire import AHEAD, TURN, SessionRules, WebSocketWi
 from trioserve.structure.boundary import is_cancellation
 from trioserve.structure.context import Served
 from trioserve.structure.deadlines import NEVER
+from trioserve.structure.leaks import leak
 
 __all__ = ["ByteStream", "WebSocketRequest", "run_websocket"]
 
@@ -165,9 +165,7 @@ class WebSocket(WebSocketWire):
     def _judge(self, error: BaseException | None) -> None:
         context = self.context
         if context.task.child_nurseries:
-            leak = TaskLeak("the app ended with a nursery still open in the connection's task")
-            leak.__cause__ = error
-            error = leak
+            error = leak("the connection's", error)
         code = NORMAL
         if error is not None:
             fault = context.worker.boundary.judge_app(context, self, error)

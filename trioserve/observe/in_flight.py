@@ -69,25 +69,27 @@ class Slot:
     """The place of one connection in the worker's table.
 
     Attributes:
+        method: that was written last; `write_method` if it is to be another one.
         path, whole: memory whose `value` is to be set by who writes a line for each request: `path.value = raw_path`
             (a `ValueError` if it has more than `PATH_SIZE` bytes), in the end `whole.value = NO_REQUEST`. ctypes does
             that in one step, where each call of a method here would cost as much as both stores.
     """
 
-    __slots__ = ("_at", "_memory", "path", "whole")
+    __slots__ = ("_at", "_memory", "method", "path", "whole")
 
     def __init__(self, memory: mmap.mmap, at: int) -> None:
         self._memory = memory
         self._at = at
+        self.method = ""
         self.path = _PathCell.from_buffer(memory, at + 8)
         self.whole = _WholeCell.from_buffer(memory, at)
 
-    def write_method(self, method: str) -> str:
-        """Note the method of this request and of all that follow, until it is another; returns it."""
+    def write_method(self, method: str) -> None:
+        """Note the method of this request and of all that follow, until it is another."""
+        self.method = method
         end = self._at + SLOT_SIZE
         cut = method.encode("latin-1", "replace")[:_METHOD_SIZE]
         self._memory[end - _METHOD_SIZE : end] = cut.ljust(_METHOD_SIZE, b"\0")
-        return method
 
     def write_time(self, started: float) -> None:
         """Note when the request began, by time.monotonic."""

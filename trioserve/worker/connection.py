@@ -16,6 +16,7 @@ from trioserve.net.tls import HandshakeFailed, TlsFault, TlsTransport
 from trioserve.structure.boundary import is_cancellation
 from trioserve.structure.context import ConnectionContext
 from trioserve.structure.deadlines import NEVER
+from trioserve.structure.leaks import outlive_leak
 from trioserve.worker.handshake import open_tls, refuse_handshake
 
 # While lingering: how much the peer may still send, and how much is read at once. What comes is thrown away. More than
@@ -76,17 +77,7 @@ async def serve_connection(connection: ConnectionContext) -> None:
         worker.forget(connection)
         connection.transport.close()
         if connection.task.child_nurseries:
-            await _stay(connection)
-
-
-async def _stay(connection: ConnectionContext) -> None:
-    """Outlive the grace of a drain that a leaked nursery has begun, although the connection is closed.
-
-    trio ends a task that has left a nursery open with an error, which would cancel all other connections at once.
-    """
-    for nursery in connection.task.child_nurseries:
-        nursery.cancel_scope.cancel(reason="the app has left this nursery open")
-    await trio.sleep_forever()
+            await outlive_leak(connection.task)  # although the connection is closed
 
 
 async def _open(connection: ConnectionContext) -> bytes | None:
