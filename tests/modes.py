@@ -308,13 +308,18 @@ def make_mode(name: str) -> testing.Mode:
     return testing.Mode()
 
 
+def force_lanes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A single request is enough for a lane, however often its app waits."""
+    for constant, value in (("_ENOUGH_FOR_LANE", 1), ("_REQUESTS_APART", 0), ("_MOST_APART", 0)):
+        monkeypatch.setattr(http1_turn, constant, value)
+
+
 @pytest.fixture(autouse=True)
 def mode(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """The mode that this test runs in: "plain", "tls" or "http2"."""
     name = getattr(request, "param", "plain")
     if request.config.getoption("--lanes"):
-        for constant, value in (("_ENOUGH_FOR_LANE", 1), ("_REQUESTS_APART", 0), ("_MOST_APART", 0)):
-            monkeypatch.setattr(http1_turn, constant, value)
+        force_lanes(monkeypatch)
     if name == "plain":
         yield name
         return

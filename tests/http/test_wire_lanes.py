@@ -19,8 +19,17 @@ import trio.testing
 from tests.apps import read_body, respond
 from tests.http.feeding import head
 from tests.http.test_wire_framing import bare
-from tests.http.test_wire_posted import BODY, GET, SECOND, Served, narrow, serving_at_rest
+from tests.http.test_wire_posted import (
+    BODY,
+    GET,
+    SECOND,
+    Served,
+    check_answered_before,
+    narrow,
+    serving_at_rest,
+)
 from tests.http.test_wire_quick import Log, at_rest, closing_files, steps_of, unhurried  # noqa: F401  (a fixture)
+from tests.modes import force_lanes
 from tests.waiting import until
 from trioserve import StaticFiles
 from trioserve.http import http1_lane, http1_turn
@@ -33,9 +42,7 @@ pytestmark = pytest.mark.modes("tls", because="HTTP/2 has lanes of its own")
 
 @pytest.fixture(autouse=True)
 def always(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A single request is enough, and an app may wait."""
-    for constant, value in (("_ENOUGH_FOR_LANE", 1), ("_REQUESTS_APART", 0), ("_MOST_APART", 0)):
-        monkeypatch.setattr(http1_turn, constant, value)
+    force_lanes(monkeypatch)
 
 
 def in_lane() -> bool:
@@ -187,13 +194,12 @@ async def test_a_request_is_in_flight_while_it_runs() -> None:
     table = InFlightTable.create()
     try:
         async with serving_at_rest(app, in_flight=table) as served:
-            # The connection has its slot from its first request on.
             for _ in range(2):
                 served.ask()
                 await served.client.read_response()
                 await at_rest(served.connection)
                 assert table.read() == []
-        assert found[-1] in ([], ["/first"])
+        assert found == [["/first"]] * 2
     finally:
         table.close()
 
@@ -286,7 +292,8 @@ async def test_who_waits_has_the_lane_and_the_others_of_the_turn_their_tasks() -
         assert "test_who_waits_has_the_lane_and_the_others_of_the_turn_their_tasks.<locals>.app" in tree
         assert len(lanes(served)) == 1
         # There is no lane for these: a second is started.
-        idle = [client for number, client in enumerate(served.clients) if number != waiting(served)]
+        [waiting] = [number for number, found in enumerate(served.connections) if found.exchange is not None]
+        idle = [client for number, client in enumerate(served.clients) if number != waiting]
         for client in idle:
             assert (await client.read_response()).body != b"2"
         for expected in (False, True):
@@ -296,22 +303,9 @@ async def test_who_waits_has_the_lane_and_the_others_of_the_turn_their_tasks() -
             assert found[-1] == (3, expected)
             await at_rest(served.connections[served.clients.index(idle[0])])
         go.set()
-        assert (await served.clients[waiting_of(served, idle)].read_response()).body == b"2"
+        assert (await served.clients[waiting].read_response()).body == b"2"
         await all_at_rest(served)
         await until(lambda: len(http_turn(served).spare) == 2)
-
-
-def waiting(served: Served) -> int:
-    """Whose request it is that waits."""
-    [number] = [
-        number for number, connection in enumerate(served.connections) if connection.exchange is not None
-    ]
-    return number
-
-
-def waiting_of(served: Served, idle: list[Any]) -> int:
-    [number] = [number for number, client in enumerate(served.clients) if client not in idle]
-    return number
 
 
 async def test_an_app_that_goes_on_after_its_response_holds_nothing_up() -> None:
@@ -323,11 +317,7 @@ async def test_an_app_that_goes_on_after_its_response_holds_nothing_up() -> None
         assert in_lane()
 
     async with serving_at_rest(app) as served:
-        served.ask()
-        assert (await served.client.read_response()).body == b"whole"
-        assert served.connection.exchange is not None
-        go.set()
-        assert (await served.client.get("/warm")).body == b"warm"
+        await check_answered_before(served, go)
 
 
 async def test_a_client_that_leaves_cancels_the_app(autojump_clock: Any) -> None:

@@ -255,6 +255,15 @@ async def test_an_error_after_the_response_does_not_take_it_along(posting: None)
         assert sum(served.server.worker.context.counters.faults.values()) == 1
 
 
+async def check_answered_before(served: Served, go: trio.Event) -> None:
+    """The app's response comes before the event that it then waits for; and the connection serves on after that."""
+    served.ask()
+    assert (await served.client.read_response()).body == b"whole"
+    assert served.connection.exchange is not None
+    go.set()
+    assert (await served.client.get("/warm")).body == b"warm"
+
+
 async def test_an_app_that_goes_on_after_its_response_holds_nothing_up(posting: None) -> None:
     go = trio.Event()
 
@@ -263,11 +272,7 @@ async def test_an_app_that_goes_on_after_its_response_holds_nothing_up(posting: 
         await go.wait()
 
     async with serving_at_rest(app) as served:
-        served.ask()
-        assert (await served.client.read_response()).body == b"whole"
-        assert served.connection.exchange is not None
-        go.set()
-        assert (await served.client.get("/warm")).body == b"warm"
+        await check_answered_before(served, go)
 
 
 async def test_a_request_is_in_flight_until_its_response_is_with_the_kernel() -> None:

@@ -19,9 +19,7 @@ from trioserve.structure.context import Limits
 Headers = list[tuple[bytes, bytes]]
 
 END_OF_HEAD = b"\r\n\r\n"
-
-#: of no request
-NO_FIELDS: Headers = []
+NO_FIELDS: Headers = []  #: of no request
 _CR = 13
 
 # RFC 9110 section 5.6.2: token. Also the grammar of method and field names.
@@ -83,14 +81,13 @@ class Engine:
     """
 
     __slots__ = (
-        "_checked", "_chunks", "_head", "_limits", "_lines", "_pending", "_raw_names", "_small_size", "authority",
-        "body", "body_bytes", "body_complete", "content_length", "expects_continue", "fields", "headers", "keep_alive",
+        "_checked", "_chunks", "_head", "_limits", "_lines", "_pending", "_raw_names", "authority", "body",
+        "body_bytes", "body_complete", "content_length", "expects_continue", "fields", "headers", "keep_alive",
         "leftover", "method", "target", "upgrade", "version", "wants_trailers",
     )  # fmt: skip
 
     def __init__(self, limits: Limits, *, raw_names: bool = False) -> None:
         self._limits = limits
-        self._small_size = min(limits.head_size, limits.target_size)  # nothing in such a head is too long
         self._raw_names = raw_names
         self._pending = bytearray()  # of a head that is not whole: up to two empty lines, then the head
         self._checked = 0  # bytes of it that were found good, up to the end of a line
@@ -127,9 +124,8 @@ class Engine:
         self.end_head()
         return True
 
-    # The three steps of reading a whole head, apart for who has many to read: each step of all of them, then the next,
-    # since the code of all three together does not fit into the first cache of a processor.
-
+    # Reading a whole head in three steps, for who has many to read and takes each step of all before the next: the code
+    # of all three does not fit into the first cache of a processor.
     def begin_head(self, data: bytes) -> bool:
         """Step 1: find the end of the head and read its first line; False if that is for `receive_head` to do.
 
@@ -144,15 +140,16 @@ class Engine:
         else:
             head, self.leftover = data[:end], data[end:]
         self._head = head
+        limits = self._limits
         try:
-            if end > self._small_size and end > self._limits.head_size:
+            if end > limits.head_size:
                 raise RequestRefused(431, f"head of {end} bytes")
             line = _COMMON_LINE(head)
             if line is not None:
                 method, self.target, minor = line.groups()
                 self.method = METHODS[method]
                 self.version = "1.1" if minor == b"1" else "1.0"
-                if end > self._small_size and len(self.target) > self._limits.target_size:
+                if len(self.target) > limits.target_size:
                     raise RequestRefused(414, f"target of {len(self.target)} bytes")
             elif data.startswith(b"\r\n"):
                 self._head = self.leftover = b""

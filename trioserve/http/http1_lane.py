@@ -126,8 +126,8 @@ class Lane:
         """What was not run is for the tasks of its connections."""
         seen_to = set(self._ended)
         if waiting is not None:
-            seen_to.add(waiting[0])
-            reader = waiting[0]
+            reader, _ = waiting
+            seen_to.add(reader)
             reader.begin_wait(self)
             # All posts are sent before the hub reads on. Not this one, nor are lines logged: both may wake the app.
             outbox = self._turn.outbox

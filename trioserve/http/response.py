@@ -103,6 +103,7 @@ def check_start(status: int, fields: Sequence[tuple[bytes, bytes]]) -> tuple[byt
                 line = _check_line(name, value)
             elif kind == CONTENT_LENGTH:
                 line = check_length(name, value)
+                _keep_line(name, value, line)
             else:
                 line, flag = _note_special(kind, name, value)
                 flags |= flag
@@ -171,12 +172,7 @@ def check_length(name: bytes, value: Any) -> int:
     """
     if not isinstance(value, bytes) or not value.isdigit() or len(value) > 18:
         raise invalid_header(name, value, f"{value!r:.40} is no length")
-    known = _lines.get((name, value))
-    if type(known) is int:
-        return known
-    length = int(value)
-    _keep_line(name, value, length)
-    return length
+    return int(value)
 
 
 def _keep_line(name: bytes, value: bytes, line: bytes | int) -> None:

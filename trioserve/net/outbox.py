@@ -62,10 +62,11 @@ class Outbox:
 
     def flush_but(self, owner: object) -> None:
         """Send what was posted by others; `post` was given a method of its owner."""
-        posts = self._posts
-        self._posts = [post for post in posts if getattr(post[0], "__self__", None) is owner]
+        posts, self._posts = self._posts, []
         for send, data in posts:
-            if getattr(send, "__self__", None) is not owner:
+            if getattr(send, "__self__", None) is owner:
+                self._posts.append((send, data))
+            else:
                 send(data)
 
     def close(self) -> None:
