@@ -17,12 +17,18 @@ from trioserve.http.response import (
     HAS_DATE,
     HAS_SERVER,
     DefaultFields,
+    Start,
     check_start,
     field_block,
     minimal_response,
 )
 
 OK = b"HTTP/1.1 200 OK\r\n"
+
+
+def facts(start: Start) -> tuple[bytes, int | None, int]:
+    return start.block, start.length, start.flags
+
 
 # -- the status line -----------------------------------------------------------------------------------------
 
@@ -41,7 +47,7 @@ OK = b"HTTP/1.1 200 OK\r\n"
 def test_a_status_line_has_the_registered_phrase_or_none(status: int, line: bytes) -> None:
     # RFC 9112 section 4: the space before the phrase stays.
     for _ in range(2):
-        assert check_start(status, [])[0] == line
+        assert check_start(status, []).block == line
 
 
 @pytest.mark.parametrize(
@@ -69,13 +75,13 @@ def test_fields_are_written_in_order_as_they_stand() -> None:
         (b"empty", b""),
         (b"x", b" \xe9 "),
     ]
-    block, length, flags = check_start(200, fields)
+    block, length, flags = facts(check_start(200, fields))
     assert block == OK + b"X-One: 1\r\nset-cookie: a=b\r\nSet-Cookie: c=d\r\nempty: \r\nx:  \xe9 \r\n"
     assert (length, flags) == (None, 0)
 
 
 def test_tuples_and_lists_of_fields_are_both_fine() -> None:
-    assert check_start(200, ((b"a", b"b"), [b"c", b"d"]))[0] == OK + b"a: b\r\nc: d\r\n"  # type: ignore[arg-type]
+    assert check_start(200, ((b"a", b"b"), [b"c", b"d"])).block == OK + b"a: b\r\nc: d\r\n"  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
@@ -158,13 +164,13 @@ def test_an_app_that_makes_up_names_fills_no_memory() -> None:
     assert len(response._kinds) <= response._CACHE_MAX
     assert len(response._lines) <= response._CACHE_MAX
     many = [(b"y-%d" % number, b"1") for number in range(2 * response._CACHE_MAX)]
-    assert check_start(200, many)[0].count(b"\r\n") == len(many) + 1
+    assert check_start(200, many).block.count(b"\r\n") == len(many) + 1
 
 
 @given(fields=st.lists(st.tuples(st.binary(max_size=6), st.binary(max_size=8)), max_size=4))
 def test_whatever_passes_has_one_line_for_each_field(fields: list[tuple[bytes, bytes]]) -> None:
     try:
-        block, _, _ = check_start(200, fields)
+        block = check_start(200, fields).block
     except AppMisuse:
         return
     lines = block.split(b"\r\n")
@@ -179,7 +185,9 @@ def test_whatever_passes_has_one_line_for_each_field(fields: list[tuple[bytes, b
 @pytest.mark.parametrize("value", [b"0", b"5", b"0005", b"9" * 18])
 def test_a_content_length_is_read_and_left_to_the_framing(value: bytes) -> None:
     for _ in range(2):  # the second time from memory
-        assert check_start(200, [(b"Content-Length", value)]) == (OK, int(value), 0)
+        start = check_start(200, [(b"Content-Length", value)])
+        assert facts(start) == (OK, int(value), 0)
+        assert start.framing == b"content-length: %d\r\n" % int(value)
 
 
 @pytest.mark.parametrize(
@@ -198,7 +206,7 @@ def test_a_second_content_length_is_refused(second: bytes) -> None:
 
 def test_a_204_may_declare_a_length_that_is_not_written() -> None:
     # RFC 9110 section 8.6. Frameworks set it out of habit; test_wire_framing.py sees that it does not get out.
-    assert check_start(204, [(b"a", b"b"), (b"content-length", b"0")]) == (
+    assert facts(check_start(204, [(b"a", b"b"), (b"content-length", b"0")])) == (
         b"HTTP/1.1 204 No Content\r\na: b\r\n",
         0,
         0,
@@ -206,14 +214,14 @@ def test_a_204_may_declare_a_length_that_is_not_written() -> None:
 
 
 def test_a_304_may_have_the_content_length_of_the_200() -> None:
-    assert check_start(304, [(b"content-length", b"5")])[1] == 5
+    assert check_start(304, [(b"content-length", b"5")]).length == 5
 
 
 @pytest.mark.parametrize("name", [b"keep-alive", b"Keep-Alive"])
 def test_a_keep_alive_field_is_passed_over(name: bytes) -> None:
     # It comes along where an app hands on what another server has answered.
     fields = [(b"connection", b"keep-alive"), (name, b"timeout=5, max=100")]
-    assert check_start(200, fields) == (OK, None, 0)
+    assert facts(check_start(200, fields)) == (OK, None, 0)
     assert http2_fields.check_start(200, fields) == ([], None, 0)
     with pytest.raises(InvalidResponse, match="not allowed in trailers"):
         field_block(fields[1:])
@@ -236,7 +244,7 @@ def test_hop_by_hop_fields_are_refused(name: bytes) -> None:
     ],
 )
 def test_the_app_may_ask_to_close_but_the_server_writes_it(value: bytes, written: bool, flags: int) -> None:
-    block, _, found = check_start(426, [(b"connection", value), (b"upgrade", b"h2c")])
+    block, _, found = facts(check_start(426, [(b"connection", value), (b"upgrade", b"h2c")]))
     assert (b"connection: " + value in block) == written
     assert found == flags
     assert block.endswith(b"upgrade: h2c\r\n")
@@ -249,16 +257,16 @@ def test_other_connection_options_are_refused(value: bytes) -> None:
 
 
 def test_transfer_encoding_is_the_servers() -> None:
-    assert check_start(200, [(b"Transfer-Encoding", b"Chunked"), (b"a", b"b")])[0] == OK + b"a: b\r\n"
+    assert check_start(200, [(b"Transfer-Encoding", b"Chunked"), (b"a", b"b")]).block == OK + b"a: b\r\n"
     for value in (b"gzip", b"gzip, chunked", b"identity", b"", b"chunked\r\nx: y"):
         with pytest.raises(InvalidResponse):
             check_start(200, [(b"transfer-encoding", value)])
 
 
 def test_dates_and_servers_of_the_app_are_noted() -> None:
-    assert check_start(200, [(b"Date", b"x")])[2] == HAS_DATE
-    assert check_start(200, [(b"SERVER", b"x")])[2] == HAS_SERVER
-    assert check_start(200, [(b"date", b"x"), (b"server", b"y"), (b"connection", b"close")])[2] == (
+    assert check_start(200, [(b"Date", b"x")]).flags == HAS_DATE
+    assert check_start(200, [(b"SERVER", b"x")]).flags == HAS_SERVER
+    assert check_start(200, [(b"date", b"x"), (b"server", b"y"), (b"connection", b"close")]).flags == (
         HAS_DATE | HAS_SERVER | ASKS_CLOSE
     )
 
@@ -306,6 +314,91 @@ def test_the_date_is_made_again_when_its_second_is_over() -> None:
     defaults.both = b"stale"
     assert defaults.block(defaults.valid_until - 0.001) == b"stale"
     assert defaults.block(defaults.valid_until).startswith(b"date: ")
+
+
+# -- starts that come again ----------------------------------------------------------------------------------
+
+
+def new_fields(text: bytes = b"text/plain") -> list[tuple[bytes, bytes]]:
+    """Equal ones, none of them the same object."""
+    return [(bytes(bytearray(b"content-type")), text), (b"content-length", bytes(bytearray(b"14")))]
+
+
+def test_a_start_that_comes_again_is_looked_up() -> None:
+    defaults = DefaultFields(date=True, server=b"x")
+    starts = [defaults.start(200, new_fields()) for _ in range(4)]
+    assert {facts(start) for start in starts} == {(OK + b"content-type: text/plain\r\n", 14, 0)}
+    assert starts[-1] is starts[-2]
+    # Whatever differs makes another one.
+    for status, fields in (
+        (201, new_fields()),
+        (200, new_fields(b"text/html")),
+        (200, new_fields()[:1]),
+        (200, new_fields()[::-1]),
+    ):
+        for _ in range(3):
+            other = defaults.start(status, fields)
+            assert other is not starts[-1]
+            assert facts(other) == facts(check_start(status, fields))
+    # A list that the app changes later is none of the cache's.
+    mine = new_fields()
+    defaults.start(200, mine)
+    mine.append((b"a", b"b"))
+    assert defaults.start(200, mine).block.endswith(b"a: b\r\n")
+
+
+@pytest.mark.parametrize(
+    ("status", "fields"),
+    [
+        (200, [(b"x", b"a\r\nb")]),
+        (200, [(b"x y", b"a")]),
+        (200, [(b"content-length", b"5"), (b"content-length", b"5")]),
+        (199, []),
+        ([], []),
+        (200, [[]]),
+        (200, None),
+    ],
+)
+def test_a_start_that_is_refused_is_refused_again(status: Any, fields: Any) -> None:
+    defaults = DefaultFields(date=True, server=b"x")
+    for _ in range(3):
+        with pytest.raises((AppMisuse, TypeError)):
+            defaults.start(status, fields)
+
+
+def test_fields_that_cannot_be_looked_up_are_checked_each_time() -> None:
+    defaults = DefaultFields(date=True, server=b"x")
+    for _ in range(3):
+        assert defaults.start(200, [[b"a", b"b"]]).block == OK + b"a: b\r\n"  # type: ignore[list-item]
+        assert defaults.start(200, [(b"connection", b"close")]).flags == ASKS_CLOSE
+
+
+def test_an_app_that_makes_up_values_fills_no_memory_with_starts() -> None:
+    defaults = DefaultFields(date=True, server=b"x")
+    for number in range(3 * response._STARTS_MAX):
+        defaults.start(200, [(b"x-request-id", b"%d" % number)])
+    assert not defaults._starts  # nothing has come twice
+    common = [(b"x", b"y")]
+    check_start(200, common)
+    for status in range(200, 200 + 3 * response._STARTS_MAX):
+        defaults.start(status, common)
+        assert len(defaults._starts) <= response._STARTS_MAX
+
+
+def test_a_whole_head_is_made_again_when_the_date_is_and_is_one_servers_own() -> None:
+    check_start(200, new_fields())
+    one, other = DefaultFields(date=True, server=b"one"), DefaultFields(date=True, server=b"other")
+    start = one.start(200, new_fields())
+    head = one.head(start, 100.0)
+    assert head.startswith(OK + b"content-type: text/plain\r\ndate: ")
+    assert head.endswith(b"server: one\r\ncontent-length: 14\r\n\r\n")
+    assert (start.head, start.head_until) == (head, one.valid_until)
+    elsewhere = other.start(200, new_fields())
+    assert b"server: other\r\n" in other.head(elsewhere, 100.0)
+    assert start.head == head
+    loose = check_start(200, new_fields())  # of a prepared answer, which may be for several servers
+    one.head(loose, 100.0)
+    assert loose.head_until < 0
 
 
 # -- our own responses ---------------------------------------------------------------------------------------

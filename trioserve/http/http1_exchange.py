@@ -23,9 +23,10 @@ from trioserve.http.response import (
     CLOSE,
     KEEP_ALIVE,
     LAST_CHUNK,
+    NO_START,
     check_answer,
-    check_start,
     field_block,
+    length_line,
 )
 from trioserve.net.transport import MSG_MORE
 from trioserve.static.answers import Answer
@@ -54,12 +55,10 @@ class Http1Exchange(Http1Request):
     completed_at = 0.0
     is_posted = False
     queued = 0
-    _block = b""
-    _flags = 0
+    _start = NO_START
     _flush_asked = False
     _chunked = False
     _turns: ParkingLot | None = None  # of those who are to write once another task of the app has
-    _expected: int | None = None
     _trailers: list[bytes] | None
 
     def __init__(
@@ -82,14 +81,19 @@ class Http1Exchange(Http1Request):
     @property
     def ends_with_connection(self) -> bool:
         """The body has no framing of its own: only the end of the connection ends it."""
-        return self.state is _STREAMING and not self._chunked and self._expected is None and not self._is_head
+        return (
+            self.state is _STREAMING
+            and not self._chunked
+            and self._start.length is None
+            and not self._is_head
+        )
 
     # -- the response head -----------------------------------------------------------------------------------
 
     def wire_start(self, status: int, headers: Iterable[tuple[bytes, bytes]], trailers: bool) -> None:
         self.fields = fields = headers if type(headers) is list else listed(headers)
-        self._block, self._expected, self._flags = check_start(status, fields)
-        if self._flags & ASKS_CLOSE:
+        self._start = start = self.connection.worker.response_defaults.start(status, fields)
+        if start.flags & ASKS_CLOSE:
             self.keep_alive = False
         if trailers:
             self._trailers = []
@@ -103,15 +107,18 @@ class Http1Exchange(Http1Request):
         if more or self._is_head or status in BODILESS or self._trailers is not None:
             return self._send_first(body, more)
         size = len(body)
-        if self._expected is not None and self._expected != size:
-            check_body_length(size, self._expected, True)
-        framing = b"content-length: %d\r\n" % size
+        expected = self._start.length
+        framing = None
+        if expected is None:
+            framing = length_line(size)
+        elif expected != size:
+            check_body_length(size, expected, True)
         # Complete whatever the kernel takes of it now: nothing more may be sent, and what is left is in the queue.
         if size > _HOLD_SIZE or self.queue:
-            self.queue += (self._head(framing, b""), body)
+            self.queue += (self._head(framing), body)
             self._complete(size)
             return self.wire_write_queue()
-        data = self._head(framing, body)
+        data = self._head(framing) + body
         self._complete(size)
         outbox = self.transport.outbox
         if outbox.is_open and self.keep_alive:
@@ -151,8 +158,8 @@ class Http1Exchange(Http1Request):
         else:
             self.wire_resume()
 
-    def _head(self, framing: bytes, body: bytes, *, more: bool = False) -> bytes:
-        """The whole head with the framing and the `Connection` field that it needs, and `body` behind it."""
+    def _head(self, framing: bytes | None, *, more: bool = False) -> bytes:
+        """The whole head with `framing`, or that of the start event, and the `Connection` field that it needs."""
         worker = self.connection.worker
         engine = self.engine
         if self.keep_alive:
@@ -163,17 +170,17 @@ class Http1Exchange(Http1Request):
                 # by one that has answered in full, nor if the peer still waits for our 100 to send it.
                 self.keep_alive = more and not engine.expects_continue
         self.head_at = now = worker.clock()
-        defaults = worker.response_defaults
-        fields = (
-            defaults.both
-            if now < defaults.valid_until and not self._flags
-            else defaults.block(now, self._flags)
-        )
-        if not self.keep_alive:
-            return b"".join((self._block, fields, framing, CLOSE, b"\r\n", body))
-        if engine.version == "1.0":
-            return b"".join((self._block, fields, framing, KEEP_ALIVE, b"\r\n", body))
-        return b"".join((self._block, fields, framing, b"\r\n", body))
+        start = self._start
+        if framing is None:
+            if self.keep_alive and engine.version == "1.1":
+                head: bytes = (
+                    start.head if now < start.head_until else worker.response_defaults.head(start, now)
+                )
+                return head
+            framing = start.framing
+        fields = worker.response_defaults.block(now, start.flags)
+        connection = CLOSE if not self.keep_alive else KEEP_ALIVE if engine.version == "1.0" else b""
+        return b"".join((start.block, fields, framing, connection, b"\r\n"))
 
     # -- the response body -----------------------------------------------------------------------------------
 
@@ -184,25 +191,24 @@ class Http1Exchange(Http1Request):
 
     def _hold_head(self, size: int, more: bool) -> None:
         """Frame the response and queue its head; the first part has `size` bytes."""
-        framing = b""
-        if self._expected is not None and self.status != 204:
-            # RFC 9110 section 8.6: not in a 204, where frameworks set it out of habit.
-            framing = b"content-length: %d\r\n" % self._expected
+        expected = self._start.length
+        # RFC 9110 section 8.6: no Content-Length in a 204, where frameworks set it out of habit.
+        framing = b"" if self.status == 204 else None
         if self._is_head or self.status in BODILESS:
             self.check_bodiless(size)
-            if size and not more and self._expected is None and self.status not in BODILESS:
+            if size and not more and expected is None and self.status not in BODILESS:
                 # What a GET would be told. An app that sends no body to HEAD has not said (RFC 9110 section 8.6).
-                framing = b"content-length: %d\r\n" % size
-        elif self._expected is not None:
-            check_body_length(size, self._expected, not more)
+                framing = length_line(size)
+        elif expected is not None:
+            check_body_length(size, expected, not more)
         elif not more and self._trailers is None:
-            framing = b"content-length: %d\r\n" % size
+            framing = length_line(size)
         elif self.engine.version == "1.1":
             framing = CHUNKED
             self._chunked = True
         else:
             self.keep_alive = False  # HTTP/1.0: the body ends where the connection does
-        self.queue.append(self._head(framing, b"", more=more))
+        self.queue.append(self._head(framing, more=more))
         self.queued = _HOLD_SIZE // 2  # a head alone is worth holding back, not much besides
         self.state = _STREAMING
 
@@ -217,7 +223,7 @@ class Http1Exchange(Http1Request):
             if not checked:
                 if self.status in BODILESS:
                     self.check_bodiless(size)
-                check_body_length(total, self._expected, not more)
+                check_body_length(total, self._start.length, not more)
             self.response_bytes = total
             if self._chunked:
                 self.queue += (b"%x\r\n" % size, body, b"\r\n")
@@ -225,7 +231,7 @@ class Http1Exchange(Http1Request):
                 self.queue.append(body)
             self.queued += size + _PART_COST
         elif not more and not checked and not self._is_head and self.status not in BODILESS:
-            check_body_length(self.response_bytes, self._expected, True)
+            check_body_length(self.response_bytes, self._start.length, True)
         if not more:
             self._end_body()
             return self.wire_write_queue()
@@ -278,8 +284,8 @@ class Http1Exchange(Http1Request):
         Raises:
             ClientDisconnected: as `send`.
         """
-        self._block, self._expected, self._flags = answer.checked or check_answer(answer)
-        if self._flags & ASKS_CLOSE:
+        self._start = start = answer.checked or check_answer(answer)
+        if start.flags & ASKS_CLOSE:
             self.keep_alive = False
         self.fields = answer.fields
         self.status = answer.status
@@ -287,7 +293,7 @@ class Http1Exchange(Http1Request):
             if answer.file is not None and not self._is_head:
                 return self._begin_file(answer, answer.file)
             body = b"" if self._is_head else answer.body
-            data = self._head(b"", body)
+            data = self._head(None) + body
             self._complete(len(body))
             if self.queue:
                 self.queue.append(data)
@@ -314,7 +320,7 @@ class Http1Exchange(Http1Request):
             self._complete(len(answer.body))
         else:
             answer.file.acquire()
-            self._expected = answer.checked[1]
+            self._start = answer.checked
             self.state = _STREAMING
             self.response_bytes = max(0, sent - len(message))
         if sent < len(message):
@@ -326,7 +332,7 @@ class Http1Exchange(Http1Request):
         span = answer.span
         if span is None or self.queue:
             return False
-        head = self._head(b"", b"")
+        head = self._head(None)
         now = self.head_at or 0.0
         length = span.length
         sent = worker.files.begin(self.transport, head, file, span.start, length, now)
@@ -378,7 +384,7 @@ class Http1Exchange(Http1Request):
         if self.state is _HELD:
             self._hold_head(size, more)
         else:
-            check_body_length(self.response_bytes + size, self._expected, not more)
+            check_body_length(self.response_bytes + size, self._start.length, not more)
         self._ends_with_file = not more and self._trailers is None
         if size:
             self.torn = True

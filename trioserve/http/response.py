@@ -1,13 +1,14 @@
 """Response heads of HTTP/1: checked, framed and written as bytes, the same for both engines.
 
 `http1_exchange.py` calls `check_start` when the app sends its start event, so that a bad header raises at the call that
-sent it, and adds the framing lines when it knows how long the body is. Field names are checked once and then known;
-values are checked all together, on the joined block.
+sent it, and adds the framing lines when it knows how long the body is. Names and lines that come again are looked up,
+not checked again, and so are whole starts (`DefaultFields.start`).
 """
 
 from __future__ import annotations
 
 import http
+import math
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from email.utils import formatdate
@@ -62,6 +63,9 @@ _lines: dict[tuple[bytes, bytes], bytes | int] = {}
 _CACHE_MAX = 1024
 _KEPT_VALUE = 64
 
+# Start events that a worker keeps.
+_STARTS_MAX = 256
+
 # Status lines by code, where a phrase is registered.
 _status_lines = {
     int(s): f"HTTP/1.1 {int(s)} {s.phrase}\r\n".encode("ascii") for s in http.HTTPStatus if s >= 200
@@ -73,12 +77,44 @@ HAS_DATE = 2
 HAS_SERVER = 4
 
 
-def check_start(status: int, fields: Sequence[tuple[bytes, bytes]]) -> tuple[bytes, int | None, int]:
-    """Check the status and fields of a start event.
+class Start:
+    """A start event, checked. One for all responses that begin with the same.
 
-    Returns:
-        The status line and the fields that are to be written as they stand, as bytes without the empty line and
-        without Content-Length; that length or None; and flags: `ASKS_CLOSE`, `HAS_DATE`, `HAS_SERVER`.
+    Attributes:
+        block: the status line and the fields that are to be written as they stand, without Content-Length.
+        length: the value of Content-Length, or None. framing: its line, or nothing.
+        flags: `ASKS_CLOSE`, `HAS_DATE`, `HAS_SERVER`.
+        is_common: all of its lines were known before, so it is likely to come again.
+        is_kept: a `DefaultFields` has kept it. Then head: a whole head that it has made with its own fields, for a
+            connection that stays open, good until `head_until` (trio's clock).
+    """
+
+    __slots__ = ("block", "flags", "framing", "head", "head_until", "is_common", "is_kept", "length")
+
+    def __init__(self, block: bytes, length: int | None, flags: int, *, is_common: bool = False) -> None:
+        self.block = block
+        self.length = length
+        self.framing = b"" if length is None else length_line(length)
+        self.flags = flags
+        self.is_common = is_common
+        self.is_kept = False
+        self.head = b""
+        self.head_until = -math.inf
+
+    def __repr__(self) -> str:
+        return f"<Start {self.block[:40]!r} length={self.length} flags={self.flags}>"
+
+
+NO_START = Start(b"", None, 0)  #: of a response that has not begun
+
+
+def length_line(size: int) -> bytes:
+    """The line of a Content-Length."""
+    return b"content-length: %d\r\n" % size
+
+
+def check_start(status: int, fields: Sequence[tuple[bytes, bytes]]) -> Start:
+    """Check the status and fields of a start event.
 
     Raises:
         InvalidResponse: they may not be sent.
@@ -86,6 +122,7 @@ def check_start(status: int, fields: Sequence[tuple[bytes, bytes]]) -> tuple[byt
     line: bytes | int | None
     length: int | None = None
     flags = 0
+    is_common = True
     try:
         parts = [_status_lines[status]]
     except (KeyError, TypeError):
@@ -96,6 +133,7 @@ def check_start(status: int, fields: Sequence[tuple[bytes, bytes]]) -> tuple[byt
         except TypeError:
             line = None  # a list, or something unhashable in the pair
         if line is None:
+            is_common = False
             name, value = field if type(field) is tuple and len(field) == 2 else check_pair(field)
             # Content-Length varies, so most responses come here: the common spelling without a call.
             kind = CONTENT_LENGTH if name == b"content-length" else kind_of(name)
@@ -113,7 +151,7 @@ def check_start(status: int, fields: Sequence[tuple[bytes, bytes]]) -> tuple[byt
             length = line  # type: ignore[assignment]  # written with the framing
         else:
             raise invalid_header(*field, "sent twice")
-    return b"".join(parts), length, flags
+    return Start(b"".join(parts), length, flags, is_common=is_common)
 
 
 def check_status(status: Any) -> None:
@@ -267,14 +305,16 @@ def flags_of(fields: Iterable[tuple[bytes, bytes]]) -> int:
 
 
 class DefaultFields:
-    """The fields the server adds by itself: Date (made once a second), Server, Alt-Svc.
+    """The fields the server adds by itself: Date (made once a second), Server, Alt-Svc; and the heads they stand in.
 
     Attributes:
         both: all of them, ready to write; good until `valid_until` (trio's clock).
         pairs: the same as names and values, for HTTP/2.
     """
 
-    __slots__ = ("_alt", "_date", "_fixed", "_include_date", "_server", "both", "pairs", "valid_until")
+    __slots__ = (
+        "_alt", "_date", "_fixed", "_include_date", "_server", "_starts", "both", "pairs", "valid_until",
+    )  # fmt: skip
 
     def __init__(
         self, *, date: bool, server: bytes | None, others: Iterable[tuple[bytes, bytes]] = ()
@@ -288,6 +328,34 @@ class DefaultFields:
         self.both = b""
         self.pairs: list[tuple[bytes, bytes]] = []
         self.valid_until = -1.0
+        self._starts: dict[tuple[object, ...], Start] = {}
+
+    def start(self, status: int, fields: Sequence[tuple[bytes, bytes]]) -> Start:
+        """What `check_start` says of a start event, looked up if it came before.
+
+        Raises:
+            InvalidResponse: it may not be sent.
+        """
+        try:
+            start = self._starts.get((status, *fields))
+        except TypeError:
+            return check_start(status, fields)  # a list, or something unhashable in a pair
+        if start is None:
+            start = check_start(status, fields)
+            if start.is_common:
+                if len(self._starts) >= _STARTS_MAX:
+                    self._starts.clear()
+                self._starts[status, *fields] = start
+                start.is_kept = True
+        return start
+
+    def head(self, start: Start, now: float) -> bytes:
+        """A whole head with the Content-Length of `start`, for a connection of HTTP/1.1 that stays open."""
+        head = b"".join((start.block, self.block(now, start.flags), start.framing, b"\r\n"))
+        if start.is_kept:
+            start.head = head
+            start.head_until = self.valid_until
+        return head
 
     def refresh(self, now: float) -> bytes:
         """Make the Date of this second; `now` is trio's clock, by which it is renewed when the second is over."""
@@ -320,21 +388,18 @@ class DefaultFields:
         return [field for field in self.pairs if field[0] not in left_out]
 
 
-def check_answer(answer: Answer) -> tuple[bytes, int | None, int]:
-    """What `check_start` says of a prepared response, its Content-Length among the lines; remembered in it."""
-    block, length, flags = check_start(answer.status, answer.fields)
-    if length is not None:
-        block += b"content-length: %d\r\n" % length
-    answer.checked = block, length, flags
-    return block, length, flags
+def check_answer(answer: Answer) -> Start:
+    """What `check_start` says of a prepared response; remembered in it."""
+    answer.checked = start = check_start(answer.status, answer.fields)
+    return start
 
 
 def prepare_message(answer: Answer, defaults: DefaultFields, now: float) -> bytes | None:
     """A whole prepared response for a connection that is kept, good for this second; None for odd fields."""
-    block, _, flags = answer.checked or check_answer(answer)
-    if flags:
+    start = answer.checked or check_answer(answer)
+    if start.flags:
         return None
-    answer.message = message = b"".join((block, defaults.block(now), b"\r\n", answer.body))
+    answer.message = message = defaults.head(start, now) + answer.body
     answer.message_until = defaults.valid_until
     return message
 
