@@ -35,13 +35,13 @@ BODY = bytes(range(256)) * 64
 def posted(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """What the kernel has left of each post."""
     left: list[int] = []
-    send = Http1Exchange._send_posted
+    send = Http1Exchange.send_posted
 
     def send_and_note(self: Http1Exchange, data: bytes) -> None:
         send(self, data)
         left.append(sum(map(len, self.queue)))
 
-    monkeypatch.setattr(Http1Exchange, "_send_posted", send_and_note)
+    monkeypatch.setattr(Http1Exchange, "send_posted", send_and_note)
     return left
 
 

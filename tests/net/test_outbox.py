@@ -14,12 +14,12 @@ class Sent:
         self.outbox = outbox
         self.data: list[bytes] = []
 
-    def send(self, data: bytes) -> None:
+    def send_posted(self, data: bytes) -> None:
         self.data.append(data)
 
     def post(self, *parts: bytes) -> None:
         for part in parts:
-            self.outbox.post(self.send, part)
+            self.outbox.post(self, part)
 
 
 @pytest.fixture
@@ -66,19 +66,32 @@ def test_the_next_turn_counts_anew(sent: Sent) -> None:
     assert sent.outbox.posted == 0
 
 
+class EagerlySent(Sent):
+    """Flushes before it sends."""
+
+    def send_posted(self, data: bytes) -> None:
+        self.outbox.flush()
+        super().send_posted(data)
+
+
 def test_who_flushes_while_it_is_flushed_sends_nothing_twice() -> None:
     outbox = Outbox()
     outbox.open()
-    data: list[bytes] = []
-
-    def send(part: bytes) -> None:
-        outbox.flush()
-        data.append(part)
-
-    outbox.post(send, b"one")
-    outbox.post(send, b"two")
+    sent = EagerlySent(outbox)
+    sent.post(b"one", b"two")
     outbox.close()
-    assert data == [b"one", b"two"]
+    assert sent.data == [b"one", b"two"]
+
+
+def test_all_but_one_posters_are_sent(sent: Sent) -> None:
+    other = Sent(sent.outbox)
+    sent.post(b"one")
+    other.post(b"two")
+    sent.post(b"three")
+    sent.outbox.flush_but(sent)
+    assert (sent.data, other.data) == ([], [b"two"])
+    sent.outbox.close()
+    assert (sent.data, other.data) == ([b"one", b"three"], [b"two"])
 
 
 def test_a_hub_without_one_never_opens_it() -> None:

@@ -119,12 +119,15 @@ class Http1Exchange(Http1Request):
             self._complete(size)
             return self.wire_write_queue()
         data = self._head(framing) + body
-        self._complete(size)
+        self.state = _COMPLETE
+        self.response_bytes = size
+        if self._receiving:
+            self._wake_receiver()
         outbox = self.transport.outbox
         if outbox.is_open and self.keep_alive:
             self.completed_at = self.head_at or 0.0
             self.is_posted = True
-            outbox.post(self._send_posted, data)
+            outbox.post(self, data)
             return False
         sent = self.transport.send_nowait(data)
         if sent == len(data):
@@ -133,7 +136,7 @@ class Http1Exchange(Http1Request):
         self.queue.append(memoryview(data)[sent:])
         return True
 
-    def _send_posted(self, data: bytes) -> None:
+    def send_posted(self, data: bytes) -> None:
         """Called by the outbox: the response is complete, and the app may have ended, but its peer may not read."""
         connection = self.connection
         watch = self.transport.watch
@@ -254,8 +257,13 @@ class Http1Exchange(Http1Request):
         self.state = _COMPLETE
         self.response_bytes = size
         if self._receiving:
-            self.transport.watch.release_hangup_waiter()
-            self.transport.watch.wake_reader()
+            self._wake_receiver()
+
+    def _wake_receiver(self) -> None:
+        """Another task of the app waits in `receive()`: there is nothing more to wait for."""
+        watch = self.transport.watch
+        watch.release_hangup_waiter()
+        watch.wake_reader()
 
     def wire_add_trailers(self, headers: Iterable[tuple[bytes, bytes]]) -> None:
         assert self._trailers is not None

@@ -236,8 +236,11 @@ class RequestReader:
 
     # -- running the app in a lane ---------------------------------------------------------------------------
 
-    def prepare(self) -> bool:
-        """Make exchange and scope for the app, which is to be run in a lane; False if the task was woken for that."""
+    def prepare(self, now: float) -> bool:
+        """Make exchange and scope for the app, which is to be run in a lane; False if the task was woken for that.
+
+        `now` is trio's clock, looked at once for all of a turn.
+        """
         connection = self.connection
         worker = connection.worker
         engine = self.engine
@@ -256,9 +259,9 @@ class RequestReader:
             return False
         connection.phase = "request"
         connection.deadline = NEVER
-        connection.exchange = exchange = Http1Exchange(connection, engine, worker.clock(), True)
+        connection.exchange = exchange = Http1Exchange(connection, engine, now, True)
         if self._times:
-            connection.begin_handler(exchange.started_at + worker.timeouts.request)
+            connection.begin_handler(now + worker.timeouts.request)
         try:
             self.scope = scope = exchange.scope()
         except BaseException as error:  # as in `fail`

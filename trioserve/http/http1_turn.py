@@ -82,7 +82,8 @@ class RequestTurn:
             for reader in readers:
                 reader.wake()
             return woken + len(readers)
-        ready = [reader for reader in readers if reader.prepare()]
+        now = self.worker.clock()
+        ready = [reader for reader in readers if reader.prepare(now)]
         if ready:
             self.spare.remove(lane)
             lane.readers = ready

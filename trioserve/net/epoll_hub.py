@@ -217,7 +217,7 @@ class EpollHub:
     def _dispatch(self, events: list[tuple[int, int]]) -> bool:
         """Deal with what has come; True if that was room to write, used up already, and nothing else."""
         watched = self._watched
-        monotonic, busy_until = time.monotonic, self._busy_until
+        pulls = self.has_time()  # once for all: what is read of so few takes little of it
         other = not events
         pulled: list[Any] = []
         for fd, mask in events:
@@ -231,7 +231,7 @@ class EpollHub:
                 if task is not None:
                     pull = watch.pull
                     # A FIN behind the data is the task's to see: only it is told of a hangup before it reads.
-                    if pull is None or mask != _DATA or monotonic() >= busy_until:
+                    if pull is None or mask != _DATA or not pulls:
                         found: Any = True
                     else:
                         found = pull()

@@ -11,11 +11,18 @@ before.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from typing import Protocol
 
 # So many are sent without waiting for the end of the turn: most of the gain is there with these, and an app that holds
 # up the loop, or ends the process, does so to fewer.
 _MOST_POSTED = 16
+
+
+class Poster(Protocol):
+    """Who posts."""
+
+    def send_posted(self, data: bytes) -> None:
+        """Send it now. It must not raise."""
 
 
 class Outbox:
@@ -33,7 +40,7 @@ class Outbox:
         self.is_open = False
         self.posted = 0
         self.turn = 0
-        self._posts: list[tuple[Callable[[bytes], None], bytes]] = []
+        self._posts: list[tuple[Poster, bytes]] = []
 
     def __repr__(self) -> str:
         return f"<Outbox {'open' if self.is_open else 'closed'}, {len(self._posts)} posts>"
@@ -44,10 +51,10 @@ class Outbox:
         self.posted = 0
         self.turn += 1
 
-    def post(self, send: Callable[[bytes], None], data: bytes) -> None:
-        """Have `send(data)` called, soon; it must not raise."""
+    def post(self, poster: Poster, data: bytes) -> None:
+        """Have `poster.send_posted(data)` called, soon."""
         posts = self._posts
-        posts.append((send, data))
+        posts.append((poster, data))
         self.posted += 1
         if len(posts) == _MOST_POSTED:
             self.flush()
@@ -57,17 +64,17 @@ class Outbox:
         posts = self._posts
         if posts:
             self._posts = []
-            for send, data in posts:
-                send(data)
+            for poster, data in posts:
+                poster.send_posted(data)
 
-    def flush_but(self, owner: object) -> None:
-        """Send what was posted by others; `post` was given a method of its owner."""
+    def flush_but(self, one: object) -> None:
+        """Send what others than this one have posted."""
         posts, self._posts = self._posts, []
-        for send, data in posts:
-            if getattr(send, "__self__", None) is owner:
-                self._posts.append((send, data))
+        for poster, data in posts:
+            if poster is one:
+                self._posts.append((poster, data))
             else:
-                send(data)
+                poster.send_posted(data)
 
     def close(self) -> None:
         """Send what was posted; nothing more may be."""
