@@ -16,11 +16,12 @@ from collections.abc import Callable, Coroutine
 from typing import TYPE_CHECKING, Any
 
 import trio
-from trio.lowlevel import Abort, current_task, wait_task_rescheduled
+from trio.lowlevel import Abort, current_task
 
 from trioserve.asgi.exchange import ResponseState
 from trioserve.errors import TaskLeak
 from trioserve.http.http1_reader import RequestReader
+from trioserve.net.watch import wait_again, wait_request
 from trioserve.structure.boundary import is_cancellation, is_scope_corruption
 from trioserve.structure.context import ASGIApp, ConnectionContext, Receive, Scope, Send
 from trioserve.structure.leaks import leak, outlive_leak
@@ -48,10 +49,22 @@ class Lane:
         leaked: an app has left a nursery or a cancel scope open in here.
     """
 
-    __slots__ = ("_ended", "_opened", "_outside", "_turn", "connection", "leaked", "readers", "scope", "task")
+    __slots__ = (
+        "_ended",
+        "_opened",
+        "_outside",
+        "_request",
+        "_turn",
+        "connection",
+        "leaked",
+        "readers",
+        "scope",
+        "task",
+    )
 
     def __init__(self, turn: RequestTurn) -> None:
         self._turn = turn
+        self._request = wait_request(self.abort)
         self.task = current_task()
         self.scope = trio.CancelScope()
         self.connection: ConnectionContext | None = None
@@ -72,6 +85,26 @@ class Lane:
         """Cancelled while it was waiting for work."""
         self._turn.spare.remove(self)
         return Abort.SUCCEEDED
+
+    def is_wanted(self) -> bool:
+        """Whether to go on: no app has left anything open in here, and not enough others have no work."""
+        return not self.leaked and len(self._turn.spare) < _MOST_SPARE
+
+    async def run_turns(self) -> tuple[RequestReader, Begun] | None:
+        """Run what the turns of the hub bring, until an app waits for something; as `run_all`.
+
+        None: this lane is not wanted any more. Cancelling this ends it; only while it waits for work.
+        """
+        turn = self._turn
+        while self.is_wanted():
+            self.connection = None
+            turn.spare.append(self)
+            await wait_again(self._request)
+            waiting = self.run_all()
+            if waiting is not None:
+                return waiting
+            turn.note_no_wait()
+        return None
 
     def run_all(self) -> tuple[RequestReader, Begun] | None:
         """Run the app on all requests until it waits for something; the request that it waits in, if there is one.
@@ -240,19 +273,14 @@ async def serve_lane(turn: RequestTurn) -> None:
     worker.lanes.add(lane)
     turn.note_started()
     try:
-        while len(turn.spare) < _MOST_SPARE and not lane.leaked:
-            # Another for each turn, since it may be cancelled with the request that has it to itself.
+        while lane.is_wanted():
+            # Another after each request that had it to itself, with which it may have been cancelled.
             with trio.CancelScope() as lane.scope:
-                turn.spare.append(lane)
-                await wait_task_rescheduled(lane.abort)
-                waiting = lane.run_all()
-                if waiting is None:
-                    turn.note_no_wait()
-                else:
+                waiting = await lane.run_turns()
+                if waiting is not None:
                     turn.note_wait()
                     await lane.take_to_end(*waiting)
                     waiting = None
-            lane.connection = None
     except BaseException as error:
         if is_cancellation(error):
             raise

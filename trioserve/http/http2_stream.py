@@ -13,7 +13,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import trio
-from trio.lowlevel import Abort, wait_task_rescheduled
+from trio.lowlevel import Abort
 
 from trioserve.asgi.exchange import ResponseState
 from trioserve.errors import ClientDisconnected, RequestRefused
@@ -21,6 +21,7 @@ from trioserve.http.http2_codes import ErrorCode
 from trioserve.http.http2_exchange import Http2Exchange
 from trioserve.http.http2_fields import minimal_response
 from trioserve.http.http_exchange import LATE_STATUS, log_exchange
+from trioserve.net.watch import wait_again, wait_request
 from trioserve.observe.in_flight import NO_REQUEST, PATH_SIZE
 from trioserve.structure.boundary import ROWS, Fault, is_cancellation, is_scope_corruption
 from trioserve.structure.context import StreamContext
@@ -71,7 +72,7 @@ async def serve_lane(http2: Http2, exchange: Http2Exchange | None) -> None:
     """Serve the request of `exchange`, and then what else there is."""
     worker = http2.connection.worker
     lane = Lane(http2)
-    task, slot, abort = lane.task, lane.slot, lane.abort
+    task, slot, wait = lane.task, lane.slot, wait_request(lane.abort)
     try:
         with lane.scope:
             while exchange is not None:
@@ -83,7 +84,7 @@ async def serve_lane(http2: Http2, exchange: Http2Exchange | None) -> None:
                     break
                 lane.next = None
                 http2.spare.append(lane)
-                await wait_task_rescheduled(abort)
+                await wait_again(wait)
                 exchange = lane.next
     except BaseException as error:
         if is_cancellation(error):

@@ -22,7 +22,7 @@ import trio
 from trio.lowlevel import Abort, Task, current_task, reschedule, wait_task_rescheduled
 
 from trioserve.net.outbox import Outbox
-from trioserve.net.watch import WOKEN, Pull, Watch
+from trioserve.net.watch import WOKEN, Pull, Watch, wait_request
 
 # Enough to gain by doing the same for many, and few enough for all that is read ahead of the tasks to stay in the
 # processor's caches: at 512 busy connections a turn of them all costs a quarter more for each request.
@@ -70,7 +70,7 @@ class EpollWatch(Watch):
             self.pull = pull
             request = self._read_request
             if request is None:
-                request = self._read_request = _request_of(self._abort_read)
+                request = self._read_request = wait_request(self._abort_read)
             (yield request).unwrap()
 
     # The other two are plain functions that return an awaitable: one coroutine less to pass through.
@@ -256,19 +256,6 @@ class EpollHub:
         for watch in list(self._watched.values()):
             watch.close()
         self._epoll.close()
-
-
-def _request_of(abort: Callable[..., Abort]) -> Any:
-    """What `wait_task_rescheduled(abort)` yields to trio's loop, to be yielded again and again.
-
-    To wait for the next request is what a connection does most: this way it takes one frame and no new object, where
-    trio's function takes two, and three objects.
-    """
-    wait = wait_task_rescheduled(abort)  # noqa: ASYNC105 - stopped where it waits
-    try:
-        return wait.send(None)
-    finally:
-        wait.close()
 
 
 async def _at_once() -> None:

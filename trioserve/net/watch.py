@@ -10,12 +10,13 @@ no FIN is pending, since a FIN that came together with data gives no edge of its
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+import types
+from collections.abc import Awaitable, Callable, Generator
 from typing import Any, ClassVar
 
 import outcome
 import trio
-from trio.lowlevel import Task, reschedule
+from trio.lowlevel import Abort, Task, reschedule, wait_task_rescheduled
 
 from trioserve.net.outbox import NO_OUTBOX, Outbox
 
@@ -37,6 +38,24 @@ class _Woken(outcome.Outcome[None]):
 
 
 WOKEN = _Woken()
+
+
+def wait_request(abort: Callable[..., Abort]) -> Any:
+    """What `wait_task_rescheduled(abort)` yields to trio's loop, to be yielded again and again: see `wait_again`."""
+    wait = wait_task_rescheduled(abort)  # noqa: ASYNC105 - stopped where it waits
+    try:
+        return wait.send(None)
+    finally:
+        wait.close()
+
+
+@types.coroutine
+def wait_again(request: Any) -> Generator[Any, Any, None]:
+    """Wait as `wait_task_rescheduled(abort)` does, with what `wait_request(abort)` has returned.
+
+    For what waits again and again: one frame and no new object, where trio's function takes two, and three objects.
+    """
+    (yield request).unwrap()
 
 
 class Watch:
