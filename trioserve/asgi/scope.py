@@ -13,7 +13,7 @@ def http_scope(
     target: bytes,
     http_version: str,
     headers: list[tuple[bytes, bytes]],
-    extensions: dict[str, dict[object, object]],
+    wants_trailers: bool,
 ) -> Scope:
     """Build the scope for one request.
 
@@ -23,18 +23,29 @@ def http_scope(
         target: path and query in origin-form, or `*`; already checked to be printable ASCII.
         http_version: "1.0", "1.1" or "2".
         headers: names in lower case (unless the operator asked for raw ones), order and duplicates kept.
-        extensions: what this protocol offers for this request; fresh, too.
+        wants_trailers: the peer takes trailers.
 
     `path` is decoded from percent-encoding as UTF-8 with U+FFFD for what is no UTF-8; `raw_path` has the bytes.
     Dictionaries are fresh for each request, since apps and middleware write to them.
     """
     worker = connection.worker
-    if connection.tls is not None:
-        extensions["tls"] = connection.tls.extension()
     raw_path, _, query = target.partition(b"?")
     path = raw_path.decode("ascii")
     if "%" in path:
         path = unquote(path)
+    extensions: dict[str, dict[object, object]] = {
+        "http.response.zerocopysend": {},
+        "http.response.pathsend": {"ranges": True},
+        "http.response.early_hint": {},
+    }
+    if wants_trailers:
+        extensions["http.response.trailers"] = {}
+    if connection.tls is not None:
+        extensions["tls"] = connection.tls.extension()
+    if worker.debug_extension:
+        extensions["http.response.debug"] = {}
+    if http_version == "1.0":
+        del extensions["http.response.early_hint"]  # RFC 9110 section 15.2: never to such a peer
     return {
         "type": "http",
         "asgi": {"version": "3.0", "spec_version": "2.5"},

@@ -81,9 +81,9 @@ class Engine:
     """
 
     __slots__ = (
-        "_checked", "_chunks", "_head", "_limits", "_lines", "_pending", "_raw_names", "authority", "body",
-        "body_bytes", "body_complete", "content_length", "expects_continue", "fields", "headers", "keep_alive",
-        "leftover", "method", "target", "upgrade", "version", "wants_trailers",
+        "_checked", "_chunks", "_head", "_limits", "_lines", "_pending", "_raw_names", "_was_odd", "authority",
+        "body", "body_bytes", "body_complete", "content_length", "expects_continue", "fields", "headers",
+        "keep_alive", "leftover", "method", "target", "upgrade", "version", "wants_trailers",
     )  # fmt: skip
 
     def __init__(self, limits: Limits, *, raw_names: bool = False) -> None:
@@ -94,6 +94,9 @@ class Engine:
         self._lines = 0  # lines therein
         self._chunks: ChunkedDecoder | None = None
         self._head = b""  # while it is read
+        self._was_odd = (
+            False  # the last request had a body, or asked for something: not all is as it was at first
+        )
         self.method = ""
         self.target = b""
         self.authority = b""
@@ -136,9 +139,11 @@ class Engine:
         if end <= 4 or self._pending:
             return False
         if end == len(data):
-            head, self.leftover = data, b""
+            head = data
+            self.leftover = b""
         else:
-            head, self.leftover = data[:end], data[end:]
+            head = data[:end]
+            self.leftover = data[end:]
         self._head = head
         limits = self._limits
         try:
@@ -146,11 +151,12 @@ class Engine:
                 raise RequestRefused(431, f"head of {end} bytes")
             line = _COMMON_LINE(head)
             if line is not None:
-                method, self.target, minor = line.groups()
+                method, target, minor = line.groups()
                 self.method = METHODS[method]
+                self.target = target
                 self.version = "1.1" if minor == b"1" else "1.0"
-                if len(self.target) > limits.target_size:
-                    raise RequestRefused(414, f"target of {len(self.target)} bytes")
+                if end > limits.target_size and len(target) > limits.target_size:
+                    raise RequestRefused(414, f"target of {len(target)} bytes")
             elif data.startswith(b"\r\n"):
                 self._head = self.leftover = b""
                 return False
@@ -173,25 +179,29 @@ class Engine:
         """Step 3: see what the fields ask for, and whether it may be asked."""
         headers = self.headers
         self.fields = fields = dict(headers) if not self._raw_names else {n.lower(): v for n, v in headers}
-        self.content_length = self.body_bytes = 0
-        self.body_complete = True
-        self.keep_alive = self.version == "1.1"
-        self.expects_continue = self.wants_trailers = False
-        self.upgrade = None
+        if self._was_odd:
+            self._was_odd = False
+            self.content_length = self.body_bytes = 0
+            self.body_complete = self.keep_alive = True
+            self.expects_continue = self.wants_trailers = False
+            self.upgrade = None
         try:
             if (
                 len(fields) != len(headers)
                 or len(headers) > self._limits.header_count
                 or fields.get(b"host") not in good_hosts
                 or fields.get(b"connection") not in _NO_NEWS
-                or not self.keep_alive
+                or self.version != "1.1"
                 or b"transfer-encoding" in fields
                 or b"expect" in fields
                 or b"te" in fields
                 or self.authority
             ):
+                self._was_odd = True
+                self.keep_alive = self.version == "1.1"
                 self._check_fields(fields)
             elif b"content-length" in fields:
+                self._was_odd = True
                 self._check_framing(fields[b"content-length"], None)
         except RequestRefused:
             self._check_refused()

@@ -36,20 +36,14 @@ class Http1Request(HttpExchange):
     def scope(self) -> Any:
         """The ASGI scope of this request."""
         engine = self.engine
-        connection = self.connection
-        version = engine.version
-        extensions: dict[str, dict[object, object]] = {
-            "http.response.zerocopysend": {},
-            "http.response.pathsend": {"ranges": True},
-            "http.response.early_hint": {},
-        }
-        if version != "1.1":
-            del extensions["http.response.early_hint"]
-        if engine.wants_trailers:
-            extensions["http.response.trailers"] = {}
-        if connection.worker.debug_extension:
-            extensions["http.response.debug"] = {}
-        return http_scope(connection, engine.method, engine.target, version, engine.headers, extensions)
+        return http_scope(
+            self.connection,
+            engine.method,
+            engine.target,
+            engine.version,
+            engine.headers,
+            engine.wants_trailers,
+        )
 
     def request_facts(self) -> RequestFacts:
         return self.engine.request_facts()

@@ -93,31 +93,35 @@ class RequestTurn:
     def _read_heads(self, readers: list[RequestReader]) -> list[RequestReader]:
         """Those that have a whole head now; the others are for the tasks of their connections."""
         # Written flat: what the three loops have in common would be a call more for each step of each request.
-        begun = []
+        others: set[RequestReader] = set()
         for reader in readers:
             try:
-                if reader.engine.begin_head(reader.data):  # type: ignore[arg-type]  # it was pulled
-                    begun.append(reader)
-                else:
+                if not reader.engine.begin_head(reader.data):  # type: ignore[arg-type]  # it was pulled
                     reader.wake()  # a part of a head, whose phase is the task's to begin; or an end
+                    others.add(reader)
             except BaseException as error:
                 reader.fail(error)
-        parsed = []
-        for reader in begun:
+                others.add(reader)
+        if others:
+            readers = _without(others, readers)
+        for reader in readers:
             try:
                 reader.engine.parse_head()
-                parsed.append(reader)
             except BaseException as error:
                 reader.fail(error)
-        whole = []
-        for reader in parsed:
+                others.add(reader)
+        if others:
+            readers = _without(others, readers)
+        for reader in readers:
             try:
                 reader.engine.end_head()
                 reader.count_request()
-                whole.append(reader)
             except BaseException as error:
                 reader.fail(error)
-        return whole
+                others.add(reader)
+        if others:
+            readers = _without(others, readers)
+        return readers
 
     def _find_lane(self, requests: int) -> Lane | None:
         if requests < _ENOUGH_FOR_LANE:
@@ -151,3 +155,10 @@ class RequestTurn:
     def note_no_wait(self) -> None:
         """A whole turn has not."""
         self._next_apart = _REQUESTS_APART
+
+
+def _without(others: set[RequestReader], readers: list[RequestReader]) -> list[RequestReader]:
+    """Take the others out; they are forgotten."""
+    some = [reader for reader in readers if reader not in others]
+    others.clear()
+    return some

@@ -89,17 +89,7 @@ class Http2Exchange(StreamPipe, HttpExchange):
     def scope(self) -> Any:
         """The ASGI scope of this request."""
         head = self.head
-        extensions: dict[str, dict[object, object]] = {
-            "http.response.zerocopysend": {},
-            "http.response.pathsend": {"ranges": True},
-            "http.response.early_hint": {},
-        }
-        if head.wants_trailers:
-            extensions["http.response.trailers"] = {}
-        stream = self.stream
-        if stream.worker.debug_extension:
-            extensions["http.response.debug"] = {}
-        return http_scope(stream, head.method, head.target, "2", head.headers, extensions)
+        return http_scope(self.stream, head.method, head.target, "2", head.headers, head.wants_trailers)
 
     # -- the request body ------------------------------------------------------------------------------------
 

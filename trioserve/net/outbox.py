@@ -30,32 +30,35 @@ class Outbox:
 
     Attributes:
         is_open: responses may be posted.
-        posted: how many were since it was opened.
         turn: how often it was opened.
     """
 
-    __slots__ = ("_posts", "is_open", "posted", "turn")
+    __slots__ = ("_flushed", "_posts", "is_open", "turn")
 
     def __init__(self) -> None:
         self.is_open = False
-        self.posted = 0
         self.turn = 0
+        self._flushed = 0
         self._posts: list[tuple[Poster, bytes]] = []
 
     def __repr__(self) -> str:
         return f"<Outbox {'open' if self.is_open else 'closed'}, {len(self._posts)} posts>"
 
+    @property
+    def posted(self) -> int:
+        """How many responses were posted since it was opened."""
+        return self._flushed + len(self._posts)
+
     def open(self) -> None:
         """From now on responses may be posted."""
         self.is_open = True
-        self.posted = 0
+        self._flushed = 0
         self.turn += 1
 
     def post(self, poster: Poster, data: bytes) -> None:
         """Have `poster.send_posted(data)` called, soon."""
         posts = self._posts
         posts.append((poster, data))
-        self.posted += 1
         if len(posts) == _MOST_POSTED:
             self.flush()
 
@@ -64,16 +67,17 @@ class Outbox:
         posts = self._posts
         if posts:
             self._posts = []
+            self._flushed += len(posts)
             for poster, data in posts:
                 poster.send_posted(data)
 
     def flush_but(self, one: object) -> None:
         """Send what others than this one have posted."""
-        posts, self._posts = self._posts, []
+        posts = self._posts
+        self._posts = [post for post in posts if post[0] is one]
+        self._flushed += len(posts) - len(self._posts)
         for poster, data in posts:
-            if poster is one:
-                self._posts.append((poster, data))
-            else:
+            if poster is not one:
                 poster.send_posted(data)
 
     def close(self) -> None:
