@@ -31,6 +31,9 @@ if TYPE_CHECKING:
 
 _COMPLETE = ResponseState.COMPLETE
 
+# In the place of what a coroutine waits for.
+_ENDED = object()
+
 # What trio calls the innermost cancel scope that is open in a task; see `Lane._outside`.
 _STATUS = "_cancel_status"
 
@@ -131,20 +134,20 @@ class Lane:
                 context = new_context()
                 try:
                     coroutine = app(scope, exchange.receive, exchange.send)
-                    trap = context.run(coroutine.send, None)
-                except StopIteration:
-                    pass
+                    # Its `send` would have to raise an exception to say that it has ended.
+                    trap = context.run(next, coroutine.__await__(), _ENDED)
                 except BaseException as error:
                     reader.run_error = error
                 else:
-                    # From its next step on: so this is the context in which the app goes on.
-                    task.context = context
-                    waiting = reader, Begun(coroutine, trap)
-                    break
+                    if trap is not _ENDED:
+                        # From its next step on: so this is the context in which the app goes on.
+                        task.context = context
+                        waiting = reader, Begun(coroutine, trap)
+                        break
                 ended.append(reader)
                 if reader.run_error is not None or exchange.state is not _COMPLETE:
                     reader.give_back()  # now: it must not be lost if the connection is cancelled next
-                if getattr(task, _STATUS, None) is not outside or (outside is None and task.child_nurseries):
+                if task.child_nurseries if outside is None else task._cancel_status is not outside:
                     reader.run_error = self._note_leak(reader.run_error)
                     reader.give_back()
                     break
