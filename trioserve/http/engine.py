@@ -70,7 +70,7 @@ class Engine:
     Attributes:
         method: as text. target: origin-form or `*` (an absolute-form is reduced, its authority replaces Host).
         version: "1.1" or "1.0". headers: fields in order, names in lower case.
-        fields: the same by name; None if one is repeated, or Host was replaced.
+        keeps_fields: somebody asks for `fields`: the same by name; None if one is repeated, or Host was replaced.
         content_length: bytes of a body so framed, 0 without a body, None if chunked.
         keep_alive: the peer lets the connection stay open. expects_continue: it waits for a 100.
         wants_trailers: `TE: trailers` was sent. upgrade: the protocols that the peer would change to, in lower case, or
@@ -83,7 +83,7 @@ class Engine:
     __slots__ = (
         "_checked", "_chunks", "_head", "_limits", "_lines", "_pending", "_raw_names", "_was_odd", "authority",
         "body", "body_bytes", "body_complete", "content_length", "expects_continue", "fields", "headers",
-        "keep_alive", "leftover", "method", "target", "upgrade", "version", "wants_trailers",
+        "keep_alive", "keeps_fields", "leftover", "method", "target", "upgrade", "version", "wants_trailers",
     )  # fmt: skip
 
     def __init__(self, limits: Limits, *, raw_names: bool = False) -> None:
@@ -94,14 +94,13 @@ class Engine:
         self._lines = 0  # lines therein
         self._chunks: ChunkedDecoder | None = None
         self._head = b""  # while it is read
-        self._was_odd = (
-            False  # the last request had a body, or asked for something: not all is as it was at first
-        )
+        self._was_odd = False  # what the last request has asked for is not what most do
         self.method = ""
         self.target = b""
         self.authority = b""
         self.version = "1.1"
         self.headers: Headers = []
+        self.keeps_fields = False
         self.fields: dict[bytes, bytes] | None = None
         self.content_length: int | None = 0
         self.keep_alive = True
@@ -178,7 +177,9 @@ class Engine:
     def end_head(self) -> None:
         """Step 3: see what the fields ask for, and whether it may be asked."""
         headers = self.headers
-        self.fields = fields = dict(headers) if not self._raw_names else {n.lower(): v for n, v in headers}
+        fields = dict(headers) if not self._raw_names else {n.lower(): v for n, v in headers}
+        if self.keeps_fields:
+            self.fields = fields
         if self._was_odd:
             self._was_odd = False
             self.content_length = self.body_bytes = 0

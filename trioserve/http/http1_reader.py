@@ -64,6 +64,7 @@ class RequestReader:
         self.connection = connection
         self.engine = engine
         self.watch = connection.transport.watch
+        engine.keeps_fields = quick is not None
         self._ask = None if quick is None else quick[0]
         self._root_path = "" if quick is None else quick[1]
         worker = connection.worker
