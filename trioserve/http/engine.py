@@ -71,6 +71,7 @@ class Engine:
         method: as text. target: origin-form or `*` (an absolute-form is reduced, its authority replaces Host).
         version: "1.1" or "1.0". headers: fields in order, names in lower case.
         keeps_fields: somebody asks for `fields`: the same by name; None if one is repeated, or Host was replaced.
+        is_odd: it has a body, asks for something, or is not as most are; otherwise what follows is as it was at first.
         content_length: bytes of a body so framed, 0 without a body, None if chunked.
         keep_alive: the peer lets the connection stay open. expects_continue: it waits for a 100.
         wants_trailers: `TE: trailers` was sent. upgrade: the protocols that the peer would change to, in lower case, or
@@ -81,8 +82,8 @@ class Engine:
     """
 
     __slots__ = (
-        "_checked", "_chunks", "_head", "_limits", "_lines", "_pending", "_raw_names", "_was_odd", "authority",
-        "body", "body_bytes", "body_complete", "content_length", "expects_continue", "fields", "headers",
+        "_checked", "_chunks", "_head", "_limits", "_lines", "_pending", "_raw_names", "authority",
+        "body", "body_bytes", "body_complete", "content_length", "expects_continue", "fields", "headers", "is_odd",
         "keep_alive", "keeps_fields", "leftover", "method", "target", "upgrade", "version", "wants_trailers",
     )  # fmt: skip
 
@@ -94,7 +95,7 @@ class Engine:
         self._lines = 0  # lines therein
         self._chunks: ChunkedDecoder | None = None
         self._head = b""  # while it is read
-        self._was_odd = False  # what the last request has asked for is not what most do
+        self.is_odd = False
         self.method = ""
         self.target = b""
         self.authority = b""
@@ -180,8 +181,8 @@ class Engine:
         fields = dict(headers) if not self._raw_names else {n.lower(): v for n, v in headers}
         if self.keeps_fields:
             self.fields = fields
-        if self._was_odd:
-            self._was_odd = False
+        if self.is_odd:
+            self.is_odd = False
             self.content_length = self.body_bytes = 0
             self.body_complete = self.keep_alive = True
             self.expects_continue = self.wants_trailers = False
@@ -198,11 +199,11 @@ class Engine:
                 or b"te" in fields
                 or self.authority
             ):
-                self._was_odd = True
+                self.is_odd = True
                 self.keep_alive = self.version == "1.1"
                 self._check_fields(fields)
             elif b"content-length" in fields:
-                self._was_odd = True
+                self.is_odd = True
                 self._check_framing(fields[b"content-length"], None)
         except RequestRefused:
             self._check_refused()

@@ -48,7 +48,8 @@ class Http1Exchange(Http1Request):
     """One request and response on an HTTP/1 connection.
 
     Attributes:
-        completed_at: when a response that left in one piece was complete (trio's clock); 0 for others.
+        completed_at: when a response that left in one piece was complete (trio's clock); 0 for others, and where it has
+            not left after all.
         is_posted: the response waits in the outbox; until then the request stays in the table of those in flight.
     """
 
@@ -146,6 +147,7 @@ class Http1Exchange(Http1Request):
         try:
             sent = self.transport.send_nowait(data)
         except OSError:  # of which `broken` tells
+            self.completed_at = 0.0
             watch.wake_reader()
             return
         if sent == len(data):
@@ -165,6 +167,8 @@ class Http1Exchange(Http1Request):
         """The whole head with `framing`, or that of the start event, and the `Connection` field that it needs."""
         worker = self.connection.worker
         engine = self.engine
+        start = self._start
+        self.head_at = now = worker.clock()
         if self.keep_alive:
             if worker.draining:
                 self.keep_alive = False
@@ -172,8 +176,6 @@ class Http1Exchange(Http1Request):
                 # The rest of the body must be read before the next request: by a streaming app perhaps, but not
                 # by one that has answered in full, nor if the peer still waits for our 100 to send it.
                 self.keep_alive = more and not engine.expects_continue
-        self.head_at = now = worker.clock()
-        start = self._start
         if framing is None:
             if self.keep_alive and engine.version == "1.1":
                 head: bytes = (

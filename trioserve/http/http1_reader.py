@@ -248,13 +248,12 @@ class RequestReader:
         watch = self.watch
         task = watch.reader
         if (
-            not engine.keep_alive
-            or not engine.body_complete  # only the connection's task reads
-            or engine.upgrade is not None
+            task is None
             or worker.draining
             or watch.hangup
             or connection.requests >= self._most_requests
-            or task is None
+            # Only the connection's task reads a body, changes the protocol, and closes.
+            or (engine.is_odd and not (engine.body_complete and engine.keep_alive and engine.upgrade is None))
         ):
             self.wake()
             return False
@@ -284,17 +283,16 @@ class RequestReader:
         connection = self.connection
         worker = connection.worker
         engine = self.engine
-        transport = connection.transport
         watch = self.watch
         if watch.taken is None:
             return  # the task has it, or was cancelled
         exchange: Http1Exchange = connection.exchange  # type: ignore[assignment]  # from `prepare`
+        completed_at = exchange.completed_at
         if (
-            exchange.queue
-            or not exchange.keep_alive
+            not exchange.keep_alive
             or worker.draining
             or engine.body
-            or transport.broken is not None
+            or (not completed_at and (exchange.queue or connection.transport.broken is not None))
         ):
             self.give_back()
             return
@@ -312,7 +310,7 @@ class RequestReader:
         engine.headers, engine.fields = NO_FIELDS, None
         self.has_head = False
         connection.phase = "keep_alive"
-        connection.deadline = deadline = (exchange.completed_at or worker.clock()) + self._keep_alive
+        connection.deadline = deadline = (completed_at or worker.clock()) + self._keep_alive
         if deadline < connection.armed_at:
             worker.deadlines.arm(connection)
         self.data = engine.leftover or None

@@ -227,14 +227,10 @@ class EpollHub:
             if mask != _EPOLLOUT:
                 other = True
                 watch.readable = True
-                task = watch.reader
+                task, pull = watch.reader, watch.pull
                 if task is not None:
-                    pull = watch.pull
                     # A FIN behind the data is the task's to see: only it is told of a hangup before it reads.
-                    if pull is None or mask != _DATA or not pulls:
-                        found: Any = True
-                    else:
-                        found = pull()
+                    found = pull() if pull is not None and mask == _DATA and pulls else True
                     if found is True:
                         if watch.reader is task:  # what was pulled may have ended the wait
                             watch.reader = None
