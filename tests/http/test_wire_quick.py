@@ -85,6 +85,23 @@ async def at_rest(connection: ConnectionContext) -> None:
     await until(lambda: connection.transport.watch.reader is not None)
 
 
+async def test_two_servers_of_one_app_write_their_own_fields(directory: Path) -> None:
+    async with (
+        closing_files(StaticFiles(directory, fallthrough=called)) as files,
+        bare(files, lifespan="off", include_server_header=True) as one,
+        bare(files, lifespan="off", include_server_header=False) as other,
+        one.connect() as named,
+        other.connect() as nameless,
+    ):
+        for _ in range(4):
+            for server, client, has_name in ((one, named, True), (other, nameless, False)):
+                response = await client.get("/a.txt")
+                (connection,) = server.worker.context.connections
+                await at_rest(connection)  # so that the hub answers the next
+                assert response.body == TEXT
+                assert (b"server" in dict(response.headers)) == has_name
+
+
 class Steps(trio.abc.Instrument):
     """Counts the turns of one task."""
 

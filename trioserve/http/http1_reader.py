@@ -184,8 +184,9 @@ class RequestReader:
             return False
         now = worker.clock()
         message = answer.message
-        if message is None or now >= answer.message_until:
-            message = prepare_message(answer, worker.response_defaults, now)
+        defaults = worker.response_defaults
+        if message is None or now >= answer.message_until or answer.message_by is not defaults:
+            message = prepare_message(answer, defaults, now)
             if message is None:
                 return False
         size = len(message)

@@ -401,6 +401,7 @@ def prepare_message(answer: Answer, defaults: DefaultFields, now: float) -> byte
         return None
     answer.message = message = defaults.head(start, now) + answer.body
     answer.message_until = defaults.valid_until
+    answer.message_by = defaults
     return message
 
 

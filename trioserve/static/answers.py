@@ -52,8 +52,8 @@ class Answer:
         file: what `pieces` are read from; nobody holds a lease on it for this answer yet.
         pieces: the body in order: bytes as they are, and spans of the file.
         span: the part of `file` that is all of the body; None where the body has several pieces, or none.
-        checked, message, message_until: what the protocol has made of it, so that it need not be made again, and until
-            when that holds; its own affair.
+        checked, message, message_until, message_by: what the protocol has made of it, so that it need not be made
+            again, until when that holds, and whose fields it has; its own affair.
     """
 
     status: int
@@ -65,6 +65,7 @@ class Answer:
     checked: Any = None
     message: bytes | None = None
     message_until: float = 0.0
+    message_by: Any = None
 
     def __post_init__(self) -> None:
         if len(self.pieces) == 1 and isinstance(piece := self.pieces[0], Span):
