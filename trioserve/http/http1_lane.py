@@ -67,7 +67,6 @@ class Lane:
 
     def __init__(self, turn: RequestTurn) -> None:
         self._turn = turn
-        self._request = wait_request(self.abort)
         self.task = current_task()
         self.scope = trio.CancelScope()
         self.connection: ConnectionContext | None = None
@@ -93,16 +92,17 @@ class Lane:
         """Whether to go on: no app has left anything open in here, and not enough others have no work."""
         return not self.leaked and len(self._turn.spare) < _MOST_SPARE
 
-    async def run_turns(self) -> tuple[RequestReader, Begun] | None:
+    async def run_turns(self, request: Any) -> tuple[RequestReader, Begun] | None:
         """Run what the turns of the hub bring, until an app waits for something; as `run_all`.
 
-        None: this lane is not wanted any more. Cancelling this ends it; only while it waits for work.
+        `request` is what the lane waits for work with; no attribute, since it refers to the lane. None: this lane is
+        not wanted any more.
         """
         turn = self._turn
         while self.is_wanted():
-            self.connection = None
+            self.connection = None  # an idle lane holds nothing of the last request's
             turn.spare.append(self)
-            await wait_again(self._request)
+            await wait_again(request)
             waiting = self.run_all()
             if waiting is not None:
                 return waiting
@@ -273,17 +273,19 @@ async def serve_lane(turn: RequestTurn) -> None:
     """Run what there is to run, again and again. Nothing that an app raises comes out of it."""
     lane = Lane(turn)
     worker = turn.worker
+    request = wait_request(lane.abort)
     worker.lanes.add(lane)
     turn.note_started()
     try:
         while lane.is_wanted():
             # Another after each request that had it to itself, with which it may have been cancelled.
             with trio.CancelScope() as lane.scope:
-                waiting = await lane.run_turns()
+                waiting = await lane.run_turns(request)
                 if waiting is not None:
                     turn.note_wait()
                     await lane.take_to_end(*waiting)
                     waiting = None
+            lane.connection = None
     except BaseException as error:
         if is_cancellation(error):
             raise
