@@ -114,6 +114,25 @@ def test_an_engine_reads_on_after_requests_that_parsers_treat_specially(kind: st
     assert [message.complete for message in outcome.messages] == [True, True]
     assert outcome.messages[1].target == b"/next"
     assert outcome.messages[1].headers == [(b"host", b"a"), (b"x", b"1")]
+    assert outcome.messages[1].keep_alive
+
+
+def test_an_upgrade_is_asked_for_by_one_request_alone(kind: str) -> None:
+    engine = make_engine(kind)
+    for _ in range(2):
+        assert engine.receive_head(head(GET, "Upgrade: h2c", "Connection: upgrade"))
+        assert (engine.upgrade, engine.is_odd) == (b"h2c", True)
+        assert engine.receive_head(head())
+        assert (engine.upgrade, engine.is_odd) == (None, False)
+
+
+@pytest.mark.parametrize("keeps", [False, True])
+def test_fields_by_name_are_kept_for_who_asks_for_them(kind: str, *, keeps: bool) -> None:
+    engine = make_engine(kind)
+    engine.keeps_fields = keeps
+    for request in (head(GET, "X: 1"), head(GET, "X: 1", "Content-Length: 0")):
+        assert engine.receive_head(request)
+        assert engine.fields == (dict(engine.headers) if keeps else None)
 
 
 def test_two_pipelined_empty_lines_are_allowed_between_requests_each_time(kind: str) -> None:

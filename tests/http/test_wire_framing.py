@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from itertools import count
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ import trio
 
 from tests.apps import respond
 from tests.http.feeding import head
+from trioserve.http import response as response_heads
 from trioserve.testing import Response, TestServer, serving
 
 pytestmark = pytest.mark.modes("tls")
@@ -129,6 +131,17 @@ async def test_http_1_0_may_keep_the_connection_only_if_the_length_is_known() ->
     once = b"HTTP/1.1 200 OK\r\ncontent-length: 5\r\nconnection: keep-alive\r\n\r\nhello"
     assert await wire(known, keep * 2 + OLD) == once * 2 + once.replace(b"keep-alive", b"close")
     assert await wire(unknown, keep * 2) == b"HTTP/1.1 200 OK\r\nconnection: close\r\n\r\nhello"
+
+
+async def test_a_head_that_comes_again_is_not_for_http_1_0_nor_for_the_last_response() -> None:
+    keep = head("GET / HTTP/1.0", "Connection: keep-alive", host=None)
+    app = answering(b"hello", headers=[(b"content-length", b"5")])
+    once = b"HTTP/1.1 200 OK\r\ncontent-length: 5\r\n%b\r\nhello"
+    # Of the second it is kept, from the third on it is taken.
+    assert await wire(app, GET * 3 + keep + GET + LAST) == b"".join(
+        once % connection
+        for connection in [b""] * 3 + [b"connection: keep-alive\r\n", b"", b"connection: close\r\n"]
+    )
 
 
 # -- without a body ------------------------------------------------------------------------------------------
@@ -339,12 +352,27 @@ async def test_date_and_server_and_alt_svc_are_settings() -> None:
     assert names == [b"content-length"]
 
 
-async def test_the_apps_own_date_and_server_stand_alone() -> None:
+@pytest.mark.parametrize("length", [[], [(b"content-length", b"0")]])
+async def test_the_apps_own_date_and_server_stand_alone(length: list[tuple[bytes, bytes]]) -> None:
     mine = [(b"date", b"Thu, 01 Jan 1970 00:00:00 GMT"), (b"server", b"mine")]
     response = await answer(
-        answering(b"", headers=mine), include_date_header=True, include_server_header=True
+        answering(b"", headers=mine + length), include_date_header=True, include_server_header=True
     )
     assert [field for field in response.headers if field[0] in (b"date", b"server")] == mine
+
+
+async def test_a_head_that_comes_again_has_the_date_of_its_second(
+    monkeypatch: pytest.MonkeyPatch, autojump_clock: Any
+) -> None:
+    made = count()
+    monkeypatch.setattr(response_heads, "formatdate", lambda *_, **__: f"{next(made)}")
+    app = answering(b"hello", headers=[(b"content-length", b"5")])
+    async with bare(app, include_date_header=True) as server, server.connect() as client:
+        dates = []
+        for _ in range(5):
+            dates.append((await client.get("/")).header("date"))
+            await trio.sleep(1)
+    assert len(set(dates)) == 5
 
 
 # -- size ----------------------------------------------------------------------------------------------------

@@ -184,6 +184,43 @@ async def test_the_last_request_of_a_connection(last: bytes) -> None:
         assert await served.client.receive() == b""
 
 
+async def test_the_last_request_that_a_connection_may_send() -> None:
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        found.append(in_lane())
+        await respond(send)
+
+    found: list[bool] = []
+    async with serving_at_rest(app, keep_alive_max_requests=3) as served:
+        for last in (False, True):  # there was one before
+            served.ask()
+            assert ((await served.client.read_response()).header("connection") == "close") == last
+            if not last:
+                await at_rest(served.connection)
+        assert await served.client.receive() == b""
+        assert found == [True, False]
+
+
+async def test_a_websocket_is_the_tasks() -> None:
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        found.append((scope["type"], in_lane()))
+        await receive()
+        await send({"type": "websocket.close"})
+
+    found: list[Any] = []
+    async with serving_at_rest(app) as served:
+        served.ask(
+            head(
+                "GET /first HTTP/1.1",
+                "Connection: Upgrade",
+                "Upgrade: websocket",
+                "Sec-WebSocket-Version: 13",
+                "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==",
+            )
+        )
+        assert (await served.client.read_response()).status == 403
+        assert found == [("websocket", False)]
+
+
 async def test_a_request_is_in_flight_while_it_runs() -> None:
     found: list[Any] = []
 

@@ -90,6 +90,7 @@ def test_all_but_one_posters_are_sent(sent: Sent) -> None:
     sent.post(b"three")
     sent.outbox.flush_but(sent)
     assert (sent.data, other.data) == ([], [b"two"])
+    assert sent.outbox.posted == 3
     sent.outbox.close()
     assert (sent.data, other.data) == ([b"one", b"three"], [b"two"])
 

@@ -36,16 +36,15 @@ def http_scope(
     extensions: dict[str, dict[object, object]] = {
         "http.response.zerocopysend": {},
         "http.response.pathsend": {"ranges": True},
-        "http.response.early_hint": {},
     }
+    if http_version != "1.0":
+        extensions["http.response.early_hint"] = {}  # RFC 9110 section 15.2: never to such a peer
     if wants_trailers:
         extensions["http.response.trailers"] = {}
     if connection.tls is not None:
         extensions["tls"] = connection.tls.extension()
     if worker.debug_extension:
         extensions["http.response.debug"] = {}
-    if http_version == "1.0":
-        del extensions["http.response.early_hint"]  # RFC 9110 section 15.2: never to such a peer
     return {
         "type": "http",
         "asgi": {"version": "3.0", "spec_version": "2.5"},

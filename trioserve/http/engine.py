@@ -70,8 +70,10 @@ class Engine:
     Attributes:
         method: as text. target: origin-form or `*` (an absolute-form is reduced, its authority replaces Host).
         version: "1.1" or "1.0". headers: fields in order, names in lower case.
-        keeps_fields: somebody asks for `fields`: the same by name; None if one is repeated, or Host was replaced.
-        is_odd: it has a body, asks for something, or is not as most are; otherwise what follows is as it was at first.
+        keeps_fields: whether `fields` is wanted. fields: `headers` by name; None if it is not, if one is repeated, or
+            Host was replaced.
+        is_odd: it has a body, asks for something, or is not as most are. Otherwise `content_length`, `keep_alive`,
+            `expects_continue`, `wants_trailers`, `upgrade` and `body_complete` are as they were at first.
         content_length: bytes of a body so framed, 0 without a body, None if chunked.
         keep_alive: the peer lets the connection stay open. expects_continue: it waits for a 100.
         wants_trailers: `TE: trailers` was sent. upgrade: the protocols that the peer would change to, in lower case, or

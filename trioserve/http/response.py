@@ -1,8 +1,8 @@
 """Response heads of HTTP/1: checked, framed and written as bytes, the same for both engines.
 
-`http1_exchange.py` calls `check_start` when the app sends its start event, so that a bad header raises at the call that
-sent it, and adds the framing lines when it knows how long the body is. Names and lines that come again are looked up,
-not checked again, and so are whole starts (`DefaultFields.start`).
+`http1_exchange.py` calls `DefaultFields.start` when the app sends its start event, so that a bad header raises at the
+call that sent it, and adds the framing lines when it knows how long the body is. Names and lines that come again are
+looked up, not checked again, and so are whole starts, and the heads that they make.
 """
 
 from __future__ import annotations
@@ -85,8 +85,8 @@ class Start:
         length: the value of Content-Length, or None. framing: its line, or nothing.
         flags: `ASKS_CLOSE`, `HAS_DATE`, `HAS_SERVER`.
         is_common: all of its lines were known before, so it is likely to come again.
-        is_kept: a `DefaultFields` has kept it. Then head: a whole head that it has made with its own fields, for a
-            connection that stays open, good until `head_until` (trio's clock).
+        is_kept: it is one `DefaultFields`' own, which may leave in it `head`, a whole head with its own fields for a
+            connection of HTTP/1.1 that stays open, good until `head_until` (trio's clock). Others are given none.
     """
 
     __slots__ = ("block", "flags", "framing", "head", "head_until", "is_common", "is_kept", "length")

@@ -71,7 +71,7 @@ class EpollWatch(Watch):
             request = self._read_request
             if request is None:
                 request = self._read_request = wait_request(self._abort_read)
-            (yield request).unwrap()
+            (yield request).unwrap()  # as `wait_again`, without its frame
 
     # The other two are plain functions that return an awaitable: one coroutine less to pass through.
 
