@@ -2,7 +2,7 @@
 
 Most apps answer most requests without ever waiting. To wake the task of each connection for that makes trio, our loop
 and the app put each other out of the processor's first cache at every request; a lane has the app run on all requests
-of a turn before anything else is done (about 0.9 of what a request cost before). As soon as an app does wait, the
+of a turn before anything else is done (0.9 of what a request cost). As soon as an app does wait, the
 lane is that request's: it takes the app to its end, the connection's task waits for that, and what is left of the turn
 goes to the tasks of its connections. A lane has a cancel scope, which the connection's task cancels when it is
 cancelled itself; so the app is where it would be in that task. `http1_turn.py` starts lanes and gives them work.
