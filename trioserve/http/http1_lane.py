@@ -53,17 +53,8 @@ class Lane:
     """
 
     __slots__ = (
-        "_ended",
-        "_opened",
-        "_outside",
-        "_request",
-        "_turn",
-        "connection",
-        "leaked",
-        "readers",
-        "scope",
-        "task",
-    )
+        "_ended", "_opened", "_outside", "_turn", "connection", "leaked", "readers", "scope", "task",
+    )  # fmt: skip
 
     def __init__(self, turn: RequestTurn) -> None:
         self._turn = turn
