@@ -78,9 +78,10 @@ async def run_cases(address: str, *cases: str) -> dict[str, dict[str, Any]]:
 
 async def drive(address: str, at_a_time: int, *cases: str) -> dict[str, dict[str, Any]]:
     driver = (sys.executable, "-m", "tests.e2e.autobahn", f"ws://{address}", str(at_a_time))
-    run = await run_to_end(*driver, *cases, patience=150)
-    if run.returncode == -signal.SIGABRT:  # kosoku's own end, which it comes to on a busy machine
+    for _ in range(4):
         run = await run_to_end(*driver, *cases, patience=150)
+        if run.returncode != -signal.SIGABRT:  # kosoku's own end, which it comes to on a busy machine
+            break
     assert run.returncode == 0, run.stderr.text
     return {row["case"]: row for row in map(json.loads, run.stdout.text.splitlines())}
 
