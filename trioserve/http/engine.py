@@ -157,7 +157,7 @@ class Engine:
                 self.method = METHODS[method]
                 self.target = target
                 self.version = "1.1" if minor == b"1" else "1.0"
-                if end > limits.target_size and len(target) > limits.target_size:
+                if len(target) > limits.target_size:
                     raise RequestRefused(414, f"target of {len(target)} bytes")
             elif data.startswith(b"\r\n"):
                 self._head = self.leftover = b""

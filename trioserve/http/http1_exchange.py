@@ -120,10 +120,7 @@ class Http1Exchange(Http1Request):
             self._complete(size)
             return self.wire_write_queue()
         data = self._head(framing) + body
-        self.state = _COMPLETE
-        self.response_bytes = size
-        if self._receiving:
-            self._wake_receiver()
+        self._complete(size)
         outbox = self.transport.outbox
         if outbox.is_open and self.keep_alive:
             self.completed_at = self.head_at or 0.0
@@ -259,13 +256,8 @@ class Http1Exchange(Http1Request):
         self.state = _COMPLETE
         self.response_bytes = size
         if self._receiving:
-            self._wake_receiver()
-
-    def _wake_receiver(self) -> None:
-        """Another task of the app waits in `receive()`: there is nothing more to wait for."""
-        watch = self.transport.watch
-        watch.release_hangup_waiter()
-        watch.wake_reader()
+            self.transport.watch.release_hangup_waiter()
+            self.transport.watch.wake_reader()
 
     def wire_add_trailers(self, headers: Iterable[tuple[bytes, bytes]]) -> None:
         assert self._trailers is not None

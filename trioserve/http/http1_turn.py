@@ -93,35 +93,31 @@ class RequestTurn:
     def _read_heads(self, readers: list[RequestReader]) -> list[RequestReader]:
         """Those that have a whole head now; the others are for the tasks of their connections."""
         # Written flat: what the three loops have in common would be a call more for each step of each request.
-        others: set[RequestReader] = set()
+        begun = []
         for reader in readers:
             try:
-                if not reader.engine.begin_head(reader.data):  # type: ignore[arg-type]  # it was pulled
+                if reader.engine.begin_head(reader.data):  # type: ignore[arg-type]  # it was pulled
+                    begun.append(reader)
+                else:
                     reader.wake()  # a part of a head, whose phase is the task's to begin; or an end
-                    others.add(reader)
             except BaseException as error:
                 reader.fail(error)
-                others.add(reader)
-        if others:
-            readers = _without(others, readers)
-        for reader in readers:
+        parsed = []
+        for reader in begun:
             try:
                 reader.engine.parse_head()
+                parsed.append(reader)
             except BaseException as error:
                 reader.fail(error)
-                others.add(reader)
-        if others:
-            readers = _without(others, readers)
-        for reader in readers:
+        whole = []
+        for reader in parsed:
             try:
                 reader.engine.end_head()
                 reader.count_request()
+                whole.append(reader)
             except BaseException as error:
                 reader.fail(error)
-                others.add(reader)
-        if others:
-            readers = _without(others, readers)
-        return readers
+        return whole
 
     def _find_lane(self, requests: int) -> Lane | None:
         if requests < _ENOUGH_FOR_LANE:
@@ -155,10 +151,3 @@ class RequestTurn:
     def note_no_wait(self) -> None:
         """A whole turn has not."""
         self._next_apart = _REQUESTS_APART
-
-
-def _without(others: set[RequestReader], readers: list[RequestReader]) -> list[RequestReader]:
-    """Take the others out; they are forgotten."""
-    some = [reader for reader in readers if reader not in others]
-    others.clear()
-    return some
