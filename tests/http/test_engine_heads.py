@@ -190,7 +190,7 @@ def test_an_absolute_form_replaces_a_raw_host(kind: str) -> None:
 
 
 def test_hosts_are_remembered_within_bounds(kind: str) -> None:
-    from trioserve.http import engine as module
+    from trioserve.http import host as module
 
     parser = make_engine(kind)
     for number in range(3000):

@@ -8,12 +8,12 @@ what it means, and its limits are exact. The two engines are `httptools_engine.p
 
 from __future__ import annotations
 
-import ipaddress
 import re
 from collections.abc import Iterable
 
 from trioserve.errors import RequestRefused
 from trioserve.http.chunked import ChunkedDecoder
+from trioserve.http.host import check_host, good_hosts
 from trioserve.structure.context import Limits
 
 Headers = list[tuple[bytes, bytes]]
@@ -28,12 +28,6 @@ TOKEN = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
 # RFC 9112 section 3.2.1 with RFC 3986's characters; what real clients send raw (| " < > and so on) passes,
 # control characters, spaces, the fragment's "#" and bytes over 0x7e do not.
 _TARGET = re.compile(rb"[!\"$-~]+")
-
-# RFC 9110 section 7.2 and RFC 3986: reg-name, IPv4 or [IPv6 literal], then an optional port. May be empty.
-_HOST = re.compile(
-    rb"(?:\[([0-9A-Fa-f:.]+(?:%25[0-9A-Za-z\-._~]+)?)\]|(?:[0-9A-Za-z\-._~!$&'()*+,;=]|%[0-9A-Fa-f]{2})*)"
-    rb"(?::[0-9]{0,5})?"
-)
 
 _ABSOLUTE = re.compile(rb"([A-Za-z][A-Za-z0-9+.\-]*)://([^/?#]*)(.*)", re.DOTALL)
 
@@ -57,11 +51,6 @@ _COMMON_LINE = re.compile(rb"(%b) (/[!\"$-~]*) HTTP/1\.([01])\r\n" % b"|".join(M
 
 # Values of Connection that say what would hold anyway in HTTP/1.1: none, and what browsers send.
 _NO_NEWS = frozenset({None, b"keep-alive"})
-
-# Host values that were found valid: clients repeat them, and the check costs more than the look-up. Bounded,
-# because the peer chooses them.
-good_hosts: set[bytes] = set()
-_GOOD_HOSTS_MAX = 512
 
 
 class Engine:
@@ -493,22 +482,3 @@ def _valid_length(pattern: re.Pattern[bytes], text: bytes) -> int:
     """How many of the first bytes of `text` match `pattern`."""
     found = pattern.match(text)
     return 0 if found is None else found.end()
-
-
-def check_host(host: bytes) -> None:
-    """Refuse a value of Host (or HTTP/2's :authority) that is none; a good one is remembered in `good_hosts`."""
-    valid = _HOST.fullmatch(host)
-    if valid is None or (valid[1] is not None and not _is_ipv6(valid[1])):
-        raise RequestRefused(400, "invalid Host")
-    if len(good_hosts) >= _GOOD_HOSTS_MAX:
-        good_hosts.clear()
-    if len(host) <= 255:
-        good_hosts.add(host)
-
-
-def _is_ipv6(literal: bytes) -> bool:
-    try:
-        ipaddress.IPv6Address(literal.partition(b"%")[0].decode("ascii"))
-    except ValueError:
-        return False
-    return True

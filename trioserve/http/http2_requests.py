@@ -15,7 +15,8 @@ from collections.abc import Sequence
 from itertools import chain
 
 from trioserve.errors import RequestRefused
-from trioserve.http.engine import METHODS, TOKEN, check_host, good_hosts
+from trioserve.http.engine import METHODS, TOKEN
+from trioserve.http.host import check_host, good_hosts
 from trioserve.http.http2_codes import ErrorCode
 from trioserve.http.http2_engine import Fields, Http2Limits, RequestHead
 
