@@ -125,7 +125,8 @@ def autojump_clock(mode: str) -> trio.testing.MockClock:  # noqa: F811
     return trio.testing.MockClock(autojump_threshold=0.02 if mode == "plain" else 0.2)
 
 
-@pytest.fixture(params=ENGINES)
+# On the wire, the one that users have, and the reference; each is held to the rules by itself in `test_engine_…`.
+@pytest.fixture(params=(ENGINES[0], ENGINES[-1]))
 def engine(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 

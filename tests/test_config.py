@@ -1015,6 +1015,16 @@ def test_a_target_larger_than_the_head_is_a_contradiction_only_when_asked_for() 
         Config.from_mapping(max_head_size=4096, max_target_size=8192).validate()
 
 
+def test_an_engine_that_is_asked_for_has_to_take_as_many_fields_as_are_allowed() -> None:
+    Config.from_mapping(http_engine="h1c", max_header_count=256).validate()
+    Config.from_mapping(max_header_count=257).validate()
+    with pytest.raises(
+        ConfigError,
+        match=r"'h1c'.*up to 256 fields, and max_header_count = 257 \(code mapping\) allows more: lower",
+    ):
+        Config.from_mapping(http_engine="h1c", max_header_count=257).validate()
+
+
 @pytest.mark.parametrize(
     ("settings", "text"),
     [

@@ -31,6 +31,8 @@ from trioserve.observe.process import explain
 
 Wish = Literal["serve", "print", "check"]
 
+# What a report of a bug has to name.
+_PACKAGES = ("trio", "h11", "httptools", "gunicorn_h1c", "hypercorn")
 _EXAMPLE = "for example: trioserve --bind 0.0.0.0:8000 myapp.main:app"
 
 
@@ -304,5 +306,5 @@ def _versions() -> str:
     import trioserve
 
     python = f"{platform.python_implementation()} {platform.python_version()}"
-    parts = ", ".join(f"{package} {of(package)}" for package in ("trio", "h11", "httptools", "hypercorn"))
+    parts = ", ".join(f"{package} {of(package)}" for package in _PACKAGES)
     return f"trioserve {trioserve.__version__} ({parts}; {python} on {platform.system()})"

@@ -1,4 +1,4 @@
-"""Request heads: what RFC 9112 and RFC 9110 ask for, with both engines. The cases are in `cases.py`."""
+"""Request heads: what RFC 9112 and RFC 9110 ask for, with every engine. The cases are in `cases.py`."""
 
 from __future__ import annotations
 
@@ -6,8 +6,7 @@ import pytest
 
 from tests.http.cases import GET, REFUSED, VALID, Refused, Valid, as_params
 from tests.http.feeding import ENGINES, feed, head, make_engine, refusal_of, run
-from trioserve.errors import ConfigError, RequestRefused
-from trioserve.http.engines import factory
+from trioserve.errors import RequestRefused
 
 pytestmark = pytest.mark.parametrize("kind", ENGINES)
 
@@ -186,7 +185,7 @@ def test_an_absolute_form_replaces_a_raw_host(kind: str) -> None:
     assert engine.headers == [(b"HOST", b"b")]
 
 
-# -- choosing ------------------------------------------------------------------------------------------------
+# -- the memory of hosts -------------------------------------------------------------------------------------
 
 
 def test_hosts_are_remembered_within_bounds(kind: str) -> None:
@@ -198,16 +197,3 @@ def test_hosts_are_remembered_within_bounds(kind: str) -> None:
     assert parser.receive_head(head(host="x" * 300))
     assert len(module.good_hosts) <= module._GOOD_HOSTS_MAX
     assert max(map(len, module.good_hosts)) <= 255
-
-
-def test_auto_takes_httptools_where_it_is_installed(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    import sys
-
-    limits = make_engine(kind)._limits
-    assert type(factory("auto", limits, raw_names=False)()).__name__ == "HttptoolsEngine"
-    monkeypatch.setitem(
-        sys.modules, "trioserve.http.httptools_engine", None
-    )  # as if it could not be imported
-    assert type(factory("auto", limits, raw_names=False)()).__name__ == "H11Engine"
-    with pytest.raises(ConfigError, match="needs the package httptools"):
-        factory("httptools", limits, raw_names=False)

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from trioserve.config.places import find_place_problems
 from trioserve.config.provenance import Origin
 from trioserve.config.settings import BY_NAME, SETTINGS
+from trioserve.config.settings_http import H1C_MOST_FIELDS
 from trioserve.config.settings_server import CAN_SUPERVISE
 from trioserve.config.text_values import import_named
 from trioserve.config.tls_context import find_tls_problems, find_tls_remarks
@@ -75,6 +76,13 @@ def _contradictions(config: Config) -> Iterator[str]:
             f"{target.describe('max_target_size', config.max_target_size)}: a target is part of the head, "
             f"so it cannot be "
             f"larger than max_head_size = {config.max_head_size} ({config.source_of('max_head_size')})"
+        )
+    count = config.max_header_count
+    if config.http_engine == "h1c" and count > H1C_MOST_FIELDS:
+        yield (
+            f"{config.source_of('http_engine').describe('http_engine', 'h1c')}: it takes up to {H1C_MOST_FIELDS} "
+            f"fields, and max_header_count = {count} ({config.source_of('max_header_count')}) allows more: lower it, "
+            "or say auto"
         )
     warn, kill = config.block_warn, config.block_kill
     if warn is not None and kill is not None and kill <= warn:

@@ -49,7 +49,7 @@ class Config(hypercorn.config.Config):
     h2c: bool
     hard_exit_after: float | None
     http2_engine: Literal["own", "h2"]
-    http_engine: Literal["auto", "httptools", "h11"]
+    http_engine: Literal["auto", "h1c", "httptools", "h11"]
     hub: Literal["auto", "epoll", "portable"]
     ktls: bool
     lifespan: Literal["auto", "on", "off"]

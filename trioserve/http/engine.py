@@ -2,14 +2,15 @@
 
 An engine turns bytes into a request head and body parts; `http1.py` feeds it and does all the waiting. A head is
 collected here until it is whole and handed to the parser in one piece, so where the network split it cannot change
-what it means, and its limits are exact. The two engines are `httptools_engine.py` (C, llhttp) and `h11_engine.py`
-(pure Python, the reference); one conformance suite runs on both.
+what it means, and its limits are exact. The engines are `h1c_engine.py` (C, picohttpparser), `httptools_engine.py`
+(C, llhttp) and `h11_engine.py` (pure Python, the reference); one conformance suite runs on all.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterable
+from typing import ClassVar
 
 from trioserve.errors import RequestRefused
 from trioserve.http.chunked import ChunkedDecoder
@@ -57,6 +58,7 @@ class Engine:
     """One connection's parser. After `receive_head` has returned True the attributes describe the request.
 
     Attributes:
+        parses_at_once: `begin_head` does what `parse_head` does, too.
         method: as text. target: origin-form or `*` (an absolute-form is reduced, its authority replaces Host).
         version: "1.1" or "1.0". headers: fields in order, names in lower case.
         keeps_fields: whether `fields` is wanted. fields: `headers` by name; None if it is not, if one is repeated, or
@@ -77,6 +79,8 @@ class Engine:
         "body", "body_bytes", "body_complete", "content_length", "expects_continue", "fields", "headers", "is_odd",
         "keep_alive", "keeps_fields", "leftover", "method", "target", "upgrade", "version", "wants_trailers",
     )  # fmt: skip
+
+    parses_at_once: ClassVar[bool] = False
 
     def __init__(self, limits: Limits, *, raw_names: bool = False) -> None:
         self._limits = limits

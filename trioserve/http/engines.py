@@ -1,4 +1,4 @@
-"""Choosing the engines: for HTTP/1 httptools where it is installed, for HTTP/2 what the setting says."""
+"""Choosing the engines: for HTTP/1 the fastest that is installed, for HTTP/2 what the setting says."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import functools
 from collections.abc import Callable
 from typing import Any, Literal
 
+from trioserve.config.settings_http import H1C_MOST_FIELDS
 from trioserve.errors import ConfigError
 from trioserve.http.engine import Engine
 from trioserve.http.http2_codes import LARGEST_WINDOW
@@ -14,26 +15,47 @@ from trioserve.structure.context import Limits
 
 
 def factory(
-    kind: Literal["auto", "httptools", "h11"], limits: Limits, *, raw_names: bool
+    kind: Literal["auto", "h1c", "httptools", "h11"], limits: Limits, *, raw_names: bool
 ) -> Callable[[], Engine]:
     """A callable that makes an engine for one connection.
 
     Raises:
-        ConfigError: httptools was asked for and is not installed.
+        ConfigError: the engine that was asked for is not installed.
     """
-    if kind != "h11":
-        try:
-            from trioserve.http.httptools_engine import HttptoolsEngine
-        except ImportError:
-            if kind == "httptools":
-                raise ConfigError(
-                    'http_engine = "httptools" needs the package httptools; install it, or use "auto"'
-                ) from None
-        else:
-            return functools.partial(HttptoolsEngine, limits, raw_names=raw_names)
-    from trioserve.http.h11_engine import H11Engine
+    engine = _h1c_engine(kind, limits) or _httptools_engine(kind)
+    if engine is None:
+        from trioserve.http.h11_engine import H11Engine
 
-    return functools.partial(H11Engine, limits, raw_names=raw_names)
+        engine = H11Engine
+    return functools.partial(engine, limits, raw_names=raw_names)
+
+
+def _h1c_engine(kind: str, limits: Limits) -> type[Engine] | None:
+    if kind not in ("auto", "h1c") or (kind == "auto" and limits.header_count > H1C_MOST_FIELDS):
+        return None
+    try:
+        from trioserve.http.h1c_engine import H1cEngine
+    except ImportError:
+        if kind == "h1c":
+            raise _missing("h1c", "gunicorn_h1c") from None
+        return None
+    return H1cEngine
+
+
+def _httptools_engine(kind: str) -> type[Engine] | None:
+    if kind not in ("auto", "httptools"):
+        return None
+    try:
+        from trioserve.http.httptools_engine import HttptoolsEngine
+    except ImportError:
+        if kind == "httptools":
+            raise _missing("httptools", "httptools") from None
+        return None
+    return HttptoolsEngine
+
+
+def _missing(kind: str, package: str) -> ConfigError:
+    return ConfigError(f'http_engine = "{kind}" needs the package {package}; install it, or use "auto"')
 
 
 def http2_limits(config: Any) -> Http2Limits:

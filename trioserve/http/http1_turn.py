@@ -102,13 +102,15 @@ class RequestTurn:
                     reader.wake()  # a part of a head, whose phase is the task's to begin; or an end
             except BaseException as error:
                 reader.fail(error)
-        parsed = []
-        for reader in begun:
-            try:
-                reader.engine.parse_head()
-                parsed.append(reader)
-            except BaseException as error:
-                reader.fail(error)
+        parsed = begun
+        if begun and not begun[0].engine.parses_at_once:  # as all of this worker's
+            parsed = []
+            for reader in begun:
+                try:
+                    reader.engine.parse_head()
+                    parsed.append(reader)
+                except BaseException as error:
+                    reader.fail(error)
         whole = []
         for reader in parsed:
             try:

@@ -302,7 +302,7 @@ def describe_versions() -> dict[str, str | None]:
     }
 
 
-_PACKAGES = ("trioserve", "trio", "h11", "httptools", "hypercorn")
+_PACKAGES = ("trioserve", "trio", "h11", "httptools", "gunicorn_h1c", "hypercorn")
 _PLATFORM = f"{platform.system()} {platform.release()} {platform.machine()}"
 
 

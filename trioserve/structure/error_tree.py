@@ -42,8 +42,8 @@ LONGEST_WALK = 20_000
 # Packages whose frames are never the app's, wherever they are installed: a deployed app may itself live in
 # site-packages, so the folder alone does not tell.
 FRAMEWORKS = frozenset({
-    "a2wsgi", "anyio", "asgiref", "blacksheep", "django", "exceptiongroup", "fastapi", "flask", "h11", "h2",
-    "httptools", "hypercorn", "jinja2", "litestar", "outcome", "pydantic", "quart", "sniffio", "starlette",
+    "a2wsgi", "anyio", "asgiref", "blacksheep", "django", "exceptiongroup", "fastapi", "flask", "gunicorn_h1c",
+    "h11", "h2", "httptools", "hypercorn", "jinja2", "litestar", "outcome", "pydantic", "quart", "sniffio", "starlette",
     "trio", "trioserve", "werkzeug", "wsproto",
 })  # fmt: skip
 
