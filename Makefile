@@ -46,6 +46,8 @@ format: $(VENV)/.ready-lint
 	$(BIN)/ruff format .
 
 bench: $(VENV)/.ready-bench
+	@$(BIN)/python -c "import gunicorn_h1c" 2>/dev/null || $(BIN)/pip install --quiet --group h1c || \
+	    echo "gunicorn_h1c could not be installed (where there is no wheel it takes a C compiler): measuring without it"
 	$(BIN)/python bench/run.py $(ARGS)
 
 wheel: $(VENV)/.ready

@@ -22,7 +22,7 @@ from bench.targets import Results, Verdict, judge
 from bench.workloads import WORKLOADS, Workload
 
 _PACKAGES = (
-    "trioserve", "trio", "h11", "httptools", "hypercorn", "anycorn", "uvicorn", "uvloop", "granian",
+    "trioserve", "trio", "h11", "httptools", "gunicorn_h1c", "hypercorn", "anycorn", "uvicorn", "uvloop", "granian",
     "fastpysgi", "starlette", "h2", "wsproto", "websockets",
 )  # fmt: skip
 

@@ -261,17 +261,27 @@ def _fastpysgi(launch: Launch) -> list[str]:
     return ["-c", _FASTPYSGI, "--host", HOST, "-p", str(launch.port), launch.app]
 
 
-OURS = ("trioserve", "trioserve-h11")
+OURS = ("trioserve", "trioserve-httptools", "trioserve-h11")
+
+# What `--http-engine auto` takes; named, so that the table says which.
+_FASTEST = "h1c" if importlib.util.find_spec("gunicorn_h1c") else "httptools"
 
 SERVERS: tuple[Server, ...] = (
     Server(
         "trioserve",
         ("trioserve.__main__", "httptools"),
-        "one worker, httptools engine",
-        lambda launch: _trioserve(launch, "httptools"),
+        f"one worker, {_FASTEST} engine",
+        lambda launch: _trioserve(launch, _FASTEST),
         access_log="file",
         speaks=_ALL_OF_THEM,
-        files=lambda launch: _trioserve_files(launch, "httptools"),
+        files=lambda launch: _trioserve_files(launch, _FASTEST),
+    ),
+    Server(
+        "trioserve-httptools",
+        ("trioserve.__main__", "httptools"),
+        "one worker, httptools engine",
+        lambda launch: _trioserve(launch, "httptools"),
+        minor=True,
     ),
     Server(
         "trioserve-h11",

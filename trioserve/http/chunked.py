@@ -1,4 +1,4 @@
-"""Chunked request bodies (RFC 9112 section 7.1), decoded for both engines.
+"""Chunked request bodies (RFC 9112 section 7.1), decoded for every engine.
 
 `engine.py` makes a `ChunkedDecoder` for each body so framed and feeds it what arrives. The parsers beneath the engines
 read chunks, too, but llhttp does not tell where in its input a body ended, h11 takes what the grammar does not

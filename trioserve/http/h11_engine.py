@@ -1,8 +1,8 @@
 """The reference engine: field lines parsed by h11, in pure Python.
 
-Used by `http1.py` where httptools is missing or `http_engine = "h11"` asks for it. Each head gets a fresh
+Used by `http1.py` where no other is installed or `http_engine = "h11"` asks for it. Each head gets a fresh
 `h11.Connection` on the server side: only h11's reading half is used here, since responses are framed by
-`response.py` for both engines.
+`response.py` for every engine.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""The fast engine: field lines parsed by llhttp (C) through httptools, in its strict mode.
+"""The engine that nearly everybody can install: field lines parsed by llhttp (C) through httptools, in its strict mode.
 
-Used by `http1.py` where httptools is installed. llhttp reads the whole head in one call; bodies are none of
+Used by `http1.py` where gunicorn_h1c is not installed. llhttp reads the whole head in one call; bodies are none of
 its business: `engine.py` counts one with a Content-Length, and `chunked.py` decodes the others.
 """
 

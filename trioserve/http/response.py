@@ -1,4 +1,4 @@
-"""Response heads of HTTP/1: checked, framed and written as bytes, the same for both engines.
+"""Response heads of HTTP/1: checked, framed and written as bytes, the same for every engine.
 
 `http1_exchange.py` calls `DefaultFields.start` when the app sends its start event, so that a bad header raises at the
 call that sent it, and adds the framing lines when it knows how long the body is. Names and lines that come again are
