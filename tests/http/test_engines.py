@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 
 import pytest
@@ -12,7 +13,7 @@ from trioserve.errors import ConfigError
 from trioserve.http.engine import Engine
 from trioserve.http.engines import factory
 
-PACKAGES = {"h1c": "gunicorn_h1c", "httptools": "httptools"}
+PACKAGES = {"h1c": "gunicorn_h1c, 0.6.10 or later", "httptools": "httptools"}
 
 needs_h1c = pytest.mark.skipif(
     "h1c" not in ENGINES and os.environ.get("REQUIRE_TOOLS") != "1",
@@ -45,6 +46,27 @@ def test_what_is_asked_for_by_name_has_to_be_installed(kind: str, monkeypatch: p
         ConfigError, match=f'^http_engine = "{kind}" needs the package {PACKAGES[kind]}; install'
     ):
         chosen(kind)
+
+
+@needs_h1c
+@pytest.mark.parametrize(
+    ("lenient", "strict_form"), [(rb"(?<!\r)\n", b"\r\n"), (rb"\r\n ", b" ")], ids=["bare LF", "folded line"]
+)
+def test_a_parser_that_lets_requests_be_split_is_not_taken(
+    lenient: bytes, strict_form: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import gunicorn_h1c
+
+    strict = gunicorn_h1c.parse_request_fast
+
+    def lax(data: bytes) -> object:
+        return strict(re.sub(lenient, strict_form, data))
+
+    monkeypatch.setattr(gunicorn_h1c, "parse_request_fast", lax)
+    monkeypatch.delitem(sys.modules, "trioserve.http.h1c_engine")
+    assert chosen("auto") == "HttptoolsEngine"
+    with pytest.raises(ConfigError, match=r"needs the package gunicorn_h1c, 0\.6\.10 or later; install"):
+        chosen("h1c")
 
 
 def test_auto_takes_an_engine_that_takes_as_many_fields_as_are_allowed() -> None:

@@ -37,7 +37,7 @@ def _h1c_engine(kind: str, limits: Limits) -> type[Engine] | None:
         from trioserve.http.h1c_engine import H1cEngine
     except ImportError:
         if kind == "h1c":
-            raise _missing("h1c", "gunicorn_h1c") from None
+            raise _missing("h1c", "gunicorn_h1c, 0.6.10 or later") from None
         return None
     return H1cEngine
 

@@ -8,11 +8,26 @@ in `Engine`'s way, with the field lines under names that it has no opinion of. B
 
 from __future__ import annotations
 
+from contextlib import suppress
+
 from gunicorn_h1c import parse_request_fast
 
 from trioserve.errors import RequestRefused
 from trioserve.http.engine import METHODS, Engine, Headers, neutral_head, unmark
 from trioserve.structure.context import Limits
+
+# What picohttpparser by itself lets pass, and gunicorn_h1c 0.6.10 does not; another release, or a build with another
+# picohttpparser, may: lines that end with LF alone or go on with a space, which proxies may read otherwise (RFC 9112
+# section 11.2).
+_LAX = (
+    b"GET / HTTP/1.1\nA: b\r\n\r\n",
+    b"GET / HTTP/1.1\r\nA: b\nC: d\r\n\r\n",
+    b"GET / HTTP/1.1\r\nA: b\r\n c\r\n\r\n",
+)
+for _head in _LAX:
+    with suppress(ValueError):
+        parse_request_fast(_head)
+        raise ImportError(f"gunicorn_h1c takes {_head!r} for a request; 0.6.10 does not")
 
 _NO_LIMIT = 1 << 40
 _SLASH, _HASH, _H = b"/#H"
