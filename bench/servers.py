@@ -11,6 +11,7 @@ import os
 import shutil
 import sys
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -264,7 +265,11 @@ def _fastpysgi(launch: Launch) -> list[str]:
 OURS = ("trioserve", "trioserve-httptools", "trioserve-h11")
 
 # What `--http-engine auto` takes; named, so that the table says which.
-_FASTEST = "h1c" if importlib.util.find_spec("gunicorn_h1c") else "httptools"
+_FASTEST = "httptools"
+with suppress(ImportError):
+    from trioserve.http import h1c_engine  # noqa: F401
+
+    _FASTEST = "h1c"
 
 SERVERS: tuple[Server, ...] = (
     Server(

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
-from importlib.util import find_spec
 from typing import Any
 
 from trioserve.errors import RequestRefused
@@ -14,7 +14,11 @@ from trioserve.http.engines import factory
 from trioserve.structure.context import Limits
 
 #: Those of HTTP/1 that are here, the fastest first.
-ENGINES = ("h1c", "httptools", "h11") if find_spec("gunicorn_h1c") else ("httptools", "h11")
+ENGINES: tuple[str, ...] = ("httptools", "h11")
+with suppress(ImportError):
+    from trioserve.http import h1c_engine  # noqa: F401
+
+    ENGINES = ("h1c", *ENGINES)
 
 
 def make_limits(**changed: Any) -> Limits:

@@ -9,7 +9,7 @@ import sys
 import pytest
 
 from tests.http.feeding import ENGINES, head, make_engine, make_limits, run
-from trioserve.errors import ConfigError
+from trioserve.errors import ConfigError, RequestRefused
 from trioserve.http.engine import Engine
 from trioserve.http.engines import factory
 
@@ -90,6 +90,30 @@ def test_what_is_allowed_does_not_depend_on_the_limits_of_the_parser(kind: str, 
     name = b"X-7" if raw_names else b"x-7"
     assert (name, b"x" * 30_000) in found.messages[0].headers
     assert run(kind, head("GET / HTTP/1.1", *fields, "Y: z"), header_count=256).refused == 431
+
+
+@pytest.mark.parametrize("kind", ENGINES)
+@pytest.mark.parametrize("behind", [b"", b"x: y\r\n" * 200])
+def test_what_is_logged_of_a_refused_head(kind: str, behind: bytes) -> None:
+    engine = make_engine(kind)
+    assert engine.receive_head(head("POST /before HTTP/1.1", "Content-Length: 0") + b"GET")
+    assert engine.leftover == b"GET"
+    assert engine.receive_head(head("GET /before HTTP/1.1"))
+    assert engine.leftover == b""
+    with pytest.raises(RequestRefused, match="no Host field") as caught:
+        engine.receive_head(b"GET /p HTTP/1.1\r\n\r\n" + behind)
+    assert caught.value.status == 400
+    assert caught.value.__context__ is None
+    assert engine.request_facts() == ("GET", b"/p", "1.1", [], 0)
+
+
+@needs_h1c
+def test_a_parser_that_is_too_old_is_not_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    import gunicorn_h1c
+
+    monkeypatch.setattr(gunicorn_h1c, "HttpRequest", object)
+    monkeypatch.delitem(sys.modules, "trioserve.http.h1c_engine")
+    assert chosen("auto") == "HttptoolsEngine"
 
 
 @needs_h1c

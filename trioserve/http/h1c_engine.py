@@ -1,16 +1,17 @@
 """The fastest engine: whole heads parsed by picohttpparser (C) through gunicorn_h1c.
 
 Used by `http1.py` where gunicorn_h1c is installed. It finds the end of the head, its first line and all fields in one
-call, where `httptools_engine.py` calls Python for each field: 25 fields or 5, it is one step. It also has an opinion of
+call, where `httptools_engine.py` calls Python for each field. It also has an opinion of
 its own about much that `Engine` decides (methods, limits, framing); what it dislikes for whatever reason is read again
 in `Engine`'s way, with the field lines under names that it has no opinion of. Bodies are none of its business.
 """
 
 from __future__ import annotations
 
+import sys
 from contextlib import suppress
 
-from gunicorn_h1c import parse_request_fast
+from gunicorn_h1c import HttpRequest, parse_request_fast
 
 from trioserve.errors import RequestRefused
 from trioserve.http.engine import METHODS, Engine, Headers, neutral_head, unmark
@@ -28,8 +29,10 @@ for _head in _LAX:
     with suppress(ValueError):
         parse_request_fast(_head)
         raise ImportError(f"gunicorn_h1c takes {_head!r} for a request; 0.6.10 does not")
+if not hasattr(HttpRequest, "asgi_headers"):
+    raise ImportError("this gunicorn_h1c has no HttpRequest.asgi_headers; 0.6.10 has")
 
-_NO_LIMIT = 1 << 40
+_NO_LIMIT = sys.maxsize
 _SLASH, _HASH, _H = b"/#H"
 
 
@@ -50,31 +53,32 @@ class H1cEngine(Engine):
         try:
             request = parse_request_fast(data)
             method = METHODS[request.method]
-        except Exception:  # its IncompleteError has no public name; nor does it matter why
-            return self._begin_slowly(data)
-        target: bytes = request.path
-        end: int = request.consumed
-        at = len(method) + 1
-        if (
-            # It skips an empty line before the head, and takes several spaces for one.
-            data[at] != _SLASH
-            or data[at + len(target) + 1] != _H
-            or _HASH in target
-            or not target.isascii()
-            or end > self._short
-        ):
-            return self._begin_slowly(data)
-        if end == len(data):
-            self._head = data
-            self.leftover = b""
+        except Exception:  # noqa: S110 - its IncompleteError has no public name; what is wrong is found out below
+            pass
         else:
-            self._head = data[:end]
-            self.leftover = data[end:]
-        self.method = method
-        self.target = target
-        self.version = "1.1" if request.minor_version else "1.0"
-        self.headers = list(request.headers) if self._raw_names else request.asgi_headers
-        return True
+            target: bytes = request.path
+            end: int = request.consumed
+            at = len(method) + 1
+            if (
+                # It skips an empty line before the head, and takes several spaces for one.
+                data[at] == _SLASH
+                and data[at + len(target) + 1] == _H
+                and _HASH not in target
+                and target.isascii()
+                and end <= self._short
+            ):
+                if end == len(data):
+                    self._head = data
+                    self.leftover = b""
+                else:
+                    self._head = data[:end]
+                    self.leftover = data[end:]
+                self.method = method
+                self.target = target
+                self.version = "1.1" if request.minor_version else "1.0"
+                self.headers = list(request.headers) if self._raw_names else request.asgi_headers
+                return True
+        return self._begin_slowly(data)
 
     def _begin_slowly(self, data: bytes) -> bool:
         if not super().begin_head(data):
@@ -89,6 +93,6 @@ class H1cEngine(Engine):
         # By its syntax alone: its own rules were what it disliked, perhaps.
         try:
             request = parse_request_fast(neutral_head(head), 0, _NO_LIMIT, _NO_LIMIT, _NO_LIMIT)
-        except Exception as error:
+        except ValueError as error:
             raise RequestRefused(400, str(error)) from None
         return unmark(request.headers if self._raw_names else request.asgi_headers)
