@@ -31,8 +31,9 @@ from trioserve.observe.process import explain
 
 Wish = Literal["serve", "print", "check"]
 
-# What a report of a bug has to name.
-_PACKAGES = ("trio", "h11", "httptools", "gunicorn_h1c", "hypercorn")
+# What a report of a bug has to name, and what else if it is there.
+_PACKAGES = ("trio", "h11", "httptools", "hypercorn")
+_EXTRA_PACKAGES = ("gunicorn_h1c",)
 _EXAMPLE = "for example: trioserve --bind 0.0.0.0:8000 myapp.main:app"
 
 
@@ -297,14 +298,15 @@ def _epilog() -> str:
 
 
 def _versions() -> str:
-    def of(package: str) -> str:
+    def of(package: str) -> str | None:
         try:
             return version(package)
         except PackageNotFoundError:
-            return "absent"
+            return None
 
     import trioserve
 
     python = f"{platform.python_implementation()} {platform.python_version()}"
-    parts = ", ".join(f"{package} {of(package)}" for package in _PACKAGES)
-    return f"trioserve {trioserve.__version__} ({parts}; {python} on {platform.system()})"
+    parts = [f"{package} {of(package) or 'absent'}" for package in _PACKAGES]
+    parts += [f"{package} {found}" for package in _EXTRA_PACKAGES if (found := of(package))]
+    return f"trioserve {trioserve.__version__} ({', '.join(parts)}; {python} on {platform.system()})"
