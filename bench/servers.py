@@ -267,9 +267,9 @@ OURS = ("trioserve", "trioserve-httptools", "trioserve-h11")
 # What `--http-engine auto` takes; named, so that the table says which.
 _FASTEST = "httptools"
 with suppress(ImportError):
-    from trioserve.http import h1c_engine  # noqa: F401
+    from trioserve.http.engines import installed
 
-    _FASTEST = "h1c"
+    _FASTEST = next(installed())
 
 SERVERS: tuple[Server, ...] = (
     Server(

@@ -4,21 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator
-from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
 from trioserve.errors import RequestRefused
 from trioserve.http.engine import Engine
-from trioserve.http.engines import factory
+from trioserve.http.engines import factory, installed
 from trioserve.structure.context import Limits
 
 #: Those of HTTP/1 that are here, the fastest first.
-ENGINES: tuple[str, ...] = ("httptools", "h11")
-with suppress(ImportError):
-    from trioserve.http import h1c_engine  # noqa: F401
-
-    ENGINES = ("h1c", *ENGINES)
+ENGINES = tuple(installed())
 
 
 def make_limits(**changed: Any) -> Limits:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, Literal
 
 from trioserve.config.settings_http import H1C_MOST_FIELDS
@@ -14,6 +14,42 @@ from trioserve.http.http2_engine import Http2Engine, Http2Limits, Http2Sink
 from trioserve.structure.context import Limits
 
 
+def _h1c() -> type[Engine]:
+    from trioserve.http.h1c_engine import H1cEngine
+
+    return H1cEngine
+
+
+def _httptools() -> type[Engine]:
+    from trioserve.http.httptools_engine import HttptoolsEngine
+
+    return HttptoolsEngine
+
+
+def _h11() -> type[Engine]:
+    from trioserve.http.h11_engine import H11Engine
+
+    return H11Engine
+
+
+# How each is imported, and the package that it needs; the fastest first.
+_ENGINES = {
+    "h1c": (_h1c, "gunicorn_h1c, 0.6.10 or later"),
+    "httptools": (_httptools, "httptools"),
+    "h11": (_h11, "h11"),
+}
+
+
+def installed() -> Iterator[str]:
+    """The HTTP/1 engines that can be used here, the fastest first; each is imported when it is come to."""
+    for kind, (load, _) in _ENGINES.items():
+        try:
+            load()
+        except ImportError:
+            continue
+        yield kind
+
+
 def factory(
     kind: Literal["auto", "h1c", "httptools", "h11"], limits: Limits, *, raw_names: bool
 ) -> Callable[[], Engine]:
@@ -22,40 +58,18 @@ def factory(
     Raises:
         ConfigError: the engine that was asked for is not installed.
     """
-    engine = _h1c_engine(kind, limits) or _httptools_engine(kind)
-    if engine is None:
-        from trioserve.http.h11_engine import H11Engine
-
-        engine = H11Engine
+    chosen: str = kind
+    if kind == "auto":
+        takes_all = limits.header_count <= H1C_MOST_FIELDS
+        chosen = next(found for found in installed() if found != "h1c" or takes_all)
+    load, package = _ENGINES[chosen]
+    try:
+        engine = load()
+    except ImportError:
+        raise ConfigError(
+            f'http_engine = "{kind}" needs the package {package}; install it, or use "auto"'
+        ) from None
     return functools.partial(engine, limits, raw_names=raw_names)
-
-
-def _h1c_engine(kind: str, limits: Limits) -> type[Engine] | None:
-    if kind not in ("auto", "h1c") or (kind == "auto" and limits.header_count > H1C_MOST_FIELDS):
-        return None
-    try:
-        from trioserve.http.h1c_engine import H1cEngine
-    except ImportError:
-        if kind == "h1c":
-            raise _missing("h1c", "gunicorn_h1c, 0.6.10 or later") from None
-        return None
-    return H1cEngine
-
-
-def _httptools_engine(kind: str) -> type[Engine] | None:
-    if kind not in ("auto", "httptools"):
-        return None
-    try:
-        from trioserve.http.httptools_engine import HttptoolsEngine
-    except ImportError:
-        if kind == "httptools":
-            raise _missing("httptools", "httptools") from None
-        return None
-    return HttptoolsEngine
-
-
-def _missing(kind: str, package: str) -> ConfigError:
-    return ConfigError(f'http_engine = "{kind}" needs the package {package}; install it, or use "auto"')
 
 
 def http2_limits(config: Any) -> Http2Limits:
